@@ -1,0 +1,1 @@
+"""Mivra operator dashboard: figures, bot control and the state of the system."""

@@ -1,0 +1,77 @@
+"""Real servers for the tests: one Postgres and one Valkey a run, one database a test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from mivra.store.migrate import migrate
+from mivra.store.postgres import PostgresStore
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str | None]]:
+    """URLs of Postgres and Valkey: embedded ones of this run, or the operator's own by MIVRA_TEST_*."""
+    if "MIVRA_TEST_DATABASE_URL" in os.environ:
+        yield os.environ["MIVRA_TEST_DATABASE_URL"], os.environ.get("MIVRA_TEST_REDIS_URL")
+        return
+    from mivra.store import embedded  # noqa: PLC0415 - only when it is used
+
+    running = embedded.start(tmp_path_factory.mktemp("servers"))
+    yield running.database_url, running.redis_url
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def template(servers: tuple[str, str | None]) -> Iterator[str]:
+    """Name of a migrated database that each test's own is copied from."""
+    name = f"template_{uuid.uuid4().hex[:8]}"
+    _maintain(servers[0], sql.SQL("create database {}").format(sql.Identifier(name)))
+    migrate(make_conninfo(servers[0], dbname=name))
+    yield name
+    _maintain(servers[0], sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database_url(servers: tuple[str, str | None], template: str) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _maintain(
+        servers[0],
+        sql.SQL("create database {} template {} strategy file_copy").format(
+            sql.Identifier(name), sql.Identifier(template)
+        ),
+    )
+    yield make_conninfo(servers[0], dbname=name)
+    _maintain(servers[0], sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_url(servers: tuple[str, str | None]) -> str:
+    """The Valkey of this run."""
+    assert servers[1] is not None, "these tests need a Valkey; the wheel has none for this platform"
+    return servers[1]
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[PostgresStore]:
+    opened = PostgresStore(database_url, max_connections=8, application="mivra tests")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def _maintain(url: str, statement: sql.Composed) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
