@@ -1,0 +1,90 @@
+"""`@cached(...)`: a query function becomes one that every viewer may call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
+
+from mivra.cache.entry import Event, Query, Spec, key_of
+from mivra.cache.region import Read, Region
+from mivra.errors import CacheError
+from mivra.store.base import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Check = Callable[[str, Any], None]
+"""Refuses an argument by its name and value with a ValueError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    region: Region
+    store: Store
+
+
+_bound: list[Binding] = []
+
+
+def bind(region: Region, store: Store) -> None:
+    """The composition root says where cached functions read and are kept."""
+    _bound[:] = [Binding(region, store)]
+
+
+def unbind() -> None:
+    _bound.clear()
+
+
+class CachedFunction(Generic[P, T]):
+    """Calling it returns the value; `read` also says how old it is."""
+
+    def __init__(self, function: Callable[Concatenate[Store, P], T], spec: Spec, checks: dict[str, Check]) -> None:
+        self.spec = spec
+        self.__doc__ = function.__doc__
+        self._function = function
+        self._checks = checks
+        signature = inspect.signature(function)
+        self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.read(*args, **kwargs).value
+
+    def read(self, *args: P.args, **kwargs: P.kwargs) -> Read[T]:
+        """The value with its age; raises ValueError for arguments out of range, StoreError when there is nothing."""
+        return _binding().region.read(self._query(*args, **kwargs))
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Read it anew, once for all viewers."""
+        _binding().region.refresh(self._query(*args, **kwargs))
+
+    def _query(self, *args: P.args, **kwargs: P.kwargs) -> Query:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, check in self._checks.items():
+            check(name, bound.arguments[name])
+        store = _binding().store
+        return Query(
+            self.spec,
+            key_of(self.spec, bound.arguments),
+            lambda: self._function(store, *bound.args, **bound.kwargs),
+        )
+
+
+def cached(
+    *, ttl_s: float, events: tuple[Event, ...], **checks: Check
+) -> Callable[[Callable[Concatenate[Store, P], T]], CachedFunction[P, T]]:
+    """Cache a function of a store for ttl_s seconds, or until one of its events; checks guard its arguments by name."""
+
+    def decorate(function: Callable[Concatenate[Store, P], T]) -> CachedFunction[P, T]:
+        result = get_type_hints(function)["return"]
+        return CachedFunction(function, Spec(function.__name__, result, ttl_s, events), checks)
+
+    return decorate
+
+
+def _binding() -> Binding:
+    if not _bound:
+        raise CacheError("Nothing is started yet; call mivra.runtime.start() first")
+    return _bound[0]
