@@ -114,3 +114,15 @@ def _url(variable: str, text: str) -> str:
         # The value may hold a password, so the sentence does not repeat it.
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")
     return text
+
+
+def environ_of(settings: Settings) -> dict[str, str]:
+    """The environment variables that give a child process these settings."""
+    texts = {f.metadata["variable"]: _text(getattr(settings, f.name)) for f in fields(Settings)}
+    return {variable: text for variable, text in texts.items() if text is not None}
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return None if value is None else str(value)

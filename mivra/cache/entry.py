@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ class Spec:
     """What the region has to know of one cached function."""
 
     name: str
-    type: type[Any]
+    type: Any
     ttl_s: float
     events: tuple[Event, ...]
 
@@ -58,7 +58,7 @@ class Entry:
 
 
 @functools.cache
-def schema(result: Hashable) -> str:
+def schema(result: Any) -> str:
     """A fingerprint of a result's shape, so that a new release never misreads an old value."""
     return hashlib.sha256(msgspec.json.encode(msgspec.json.schema(result))).hexdigest()[:12]
 
@@ -78,7 +78,7 @@ def encode(entry: Entry) -> bytes:
     return msgspec.msgpack.encode([entry.loaded_at, entry.version, entry.fences, entry.value])
 
 
-def decode(data: bytes, result: type[Any]) -> Entry | None:
+def decode(data: bytes, result: Any) -> Entry | None:
     """The entry, or None when the bytes are not one: somebody else's, or damaged."""
     try:
         loaded_at, version, fences, value = msgspec.msgpack.decode(data, type=_wire(result))
@@ -88,5 +88,5 @@ def decode(data: bytes, result: type[Any]) -> Entry | None:
 
 
 @functools.cache
-def _wire(result: Hashable) -> Any:
+def _wire(result: Any) -> Any:
     return types.GenericAlias(tuple, (float, str, tuple[int, ...], result))

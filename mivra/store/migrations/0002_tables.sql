@@ -4,9 +4,11 @@ create table deployment (
   only_row boolean primary key default true check (only_row),
   timezone text not null default 'UTC',
   currency text not null default 'USD' check (currency ~ '^[A-Z]{3}$'),
-  sample_data boolean not null default false
+  sample_data boolean not null default false,
+  initialised boolean not null default false
 );
 comment on table deployment is 'One row: the reporting time zone and currency, and whether sample data is loaded';
+comment on column deployment.initialised is 'Sample data was loaded or removed once: an empty database stays as it is';
 insert into deployment default values;
 
 create table profiles (

@@ -1,0 +1,31 @@
+# Two commands do everything: make run, make test. The plain lines are in README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check bench screenshots clean
+
+run: .venv/installed
+	$(BIN)/streamlit run app.py
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m tests.bench
+
+screenshots: .venv/installed
+	$(BIN)/python -m tests.browser.screenshots
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

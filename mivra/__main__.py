@@ -1,0 +1,7 @@
+"""`python -m mivra`."""
+
+import sys
+
+from mivra.cli import main
+
+sys.exit(main())

@@ -1,0 +1,102 @@
+"""A warm process that forks bots in milliseconds: everything a bot imports is imported here once.
+
+It has one thread and no connection. It speaks with its executor in lines of JSON over the socket it was given:
+in {"bot_id", "folder", "environ"}, out {"bot_id", "pid"} or {"bot_id", "error"}, and {"pid", "code"} when a bot ended.
+It ends when its executor is gone; the bots go on by themselves until their watchdog ends them or they are adopted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mivra import config
+from mivra.bot.process import run
+from mivra.control.pipes import Lines
+
+LOG_LIMIT = 1_000_000
+"""Bytes after which a bot's log starts anew, so that a disk is not filled."""
+
+
+def main() -> None:
+    server, lines = socket.socket(fileno=int(sys.argv[1])), Lines()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([server.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, 4096)
+            _reap(server)
+        if server.fileno() in ready:
+            data = server.recv(65536)
+            if not data:
+                return  # The executor is gone.
+            for order in lines.feed(data):
+                _serve(server, order)
+
+
+def _serve(server: socket.socket, order: Mapping[str, Any]) -> None:
+    """Fork one bot."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _tell(server, {"bot_id": order["bot_id"], "error": f"The system starts no more processes: {error}"})
+        return
+    if pid == 0:
+        server.close()
+        os._exit(_become_bot(order))
+    _tell(server, {"bot_id": order["bot_id"], "pid": pid})
+
+
+def _reap(server: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        _tell(server, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _tell(server: socket.socket, message: dict[str, Any]) -> None:
+    # When nobody listens any more, the next read says so too and ends this process.
+    with suppress(OSError):
+        server.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _become_bot(order: Mapping[str, Any]) -> int:
+    """In the child: a session of its own, the bot's pipes as standard streams, then the bot."""
+    os.setsid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    folder = Path(order["folder"])
+    _redirect(folder / "in", os.O_RDWR, 0)
+    # Read and write: a pipe whose reader is gone must neither end nor kill the bot while it may be adopted.
+    _redirect(folder / "out", os.O_RDWR, 1)
+    log = folder / "bot.log"
+    fresh = os.O_TRUNC if log.exists() and log.stat().st_size > LOG_LIMIT else os.O_APPEND
+    _redirect(log, os.O_WRONLY | os.O_CREAT | fresh, 2)
+    os.environ.update(order["environ"])
+    return run(config.load(os.environ), os.environ)
+
+
+def _redirect(path: Path, flags: int, target: int) -> None:
+    opened = os.open(path, flags, 0o600)
+    os.dup2(opened, target)
+    os.close(opened)
+
+
+if __name__ == "__main__":
+    main()

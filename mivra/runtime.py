@@ -1,0 +1,151 @@
+"""The composition root: builds everything once a process, from the settings, and takes it down again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from typing import cast, get_args
+
+from mivra import analytics
+from mivra.cache import Region
+from mivra.cache.cached import bind, unbind
+from mivra.cache.coalescer import Coalescer
+from mivra.cache.entry import Event
+from mivra.cache.remote import RemoteTier
+from mivra.changes import Changes
+from mivra.config import Settings, environ_of
+from mivra.control.bots import BotBoard
+from mivra.control.listener import Listener
+from mivra.control.signals import Signals
+from mivra.errors import MigrationError, MivraError
+from mivra.store import server_urls
+from mivra.store.fresh import load_sample_once
+from mivra.store.migrate import migrate, pending
+from mivra.store.postgres import PostgresStore
+
+log = logging.getLogger(__name__)
+
+BOARD_S = 5.0
+"""How often the bots are read without a hint: half of what makes a heartbeat stale."""
+EVENTS = frozenset(get_args(Event))
+
+
+class Runtime:
+    """What a process of the dashboard has. Use start() and current()."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.changes = Changes()
+        self._closing = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._closing.close)
+            self._open(settings)
+            undo.pop_all()
+
+    def close(self) -> None:
+        """In the reverse order of the start; the bots are left to the next listener."""
+        self._closing.close()
+
+    def _open(self, settings: Settings) -> None:
+        database_url, redis_url = self._closing.enter_context(server_urls(settings))
+        prepare_schema(settings, database_url)
+        self.store = PostgresStore(database_url)
+        self._closing.callback(self.store.close)
+        self._configure(settings)
+        self.region = Region(RemoteTier(redis_url), on_load=lambda _name: self.changes.publish("data"))
+        self._closing.callback(self.region.close)
+        bind(self.region, self.store)
+        self._closing.callback(unbind)
+        self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))
+        self._coalescer = Coalescer(self.region.invalidate)
+        self._board_due = 0.0
+        self.listener = self._start_listener(settings)
+        self.signals = Signals(database_url, on_event=self._on_event, on_connect=self._on_connect, tick=self._tick)
+        self.signals.start()
+        self._closing.callback(self.signals.stop)
+
+    def _configure(self, settings: Settings) -> None:
+        if settings.timezone or settings.currency:
+            self.store.call("configure_deployment", new_timezone=settings.timezone, new_currency=settings.currency)
+
+    def _start_listener(self, settings: Settings) -> Listener | None:
+        if not settings.listener:
+            return None
+        listener = Listener(self.store, settings.home, environ_of(settings))
+        listener.start()
+        self._closing.callback(listener.stop)
+        return listener
+
+    def _on_event(self, event: str) -> None:
+        """A hint, never trusted: what it names is looked at again."""
+        if event in ("bot_control", "bot_status"):
+            if self.listener and event == "bot_control":
+                self.listener.wake()
+            self._board_due = 0.0
+        if event in EVENTS:
+            self._coalescer.note(cast("Event", event))
+
+    def _on_connect(self) -> None:
+        """Hints may have been missed: everything is looked at again."""
+        for event in sorted(EVENTS):
+            self._on_event(event)
+
+    def _tick(self) -> float:
+        if time.monotonic() >= self._board_due:
+            self.board.refresh()
+            self._board_due = time.monotonic() + BOARD_S
+        due = self._coalescer.run_due()
+        waits = [self._board_due - time.monotonic()] + ([due] if due is not None else [])
+        return max(0.0, min(waits))
+
+
+def prepare_schema(settings: Settings, database_url: str) -> None:
+    """Bring an embedded database up to date and fill an empty one; an operator's own is only checked."""
+    if settings.embedded:
+        migrate(database_url)
+        if settings.sample_data:
+            load_sample_once(database_url)
+    elif names := pending(database_url):
+        raise MigrationError(f"{len(names)} migrations are missing; run: python -m mivra migrate")
+
+
+def warm_up() -> None:
+    """Read the figures of the pages' defaults, so that the first viewer does not wait."""
+    try:
+        analytics.deployment()
+        analytics.dashboard_metrics()
+        analytics.revenue()
+        analytics.user_growth()
+        analytics.top_users_by_pnl()
+        analytics.top_users_by_volume()
+        analytics.asset_performance()
+    except MivraError as error:
+        log.warning("The cache could not be warmed: %s", error)
+
+
+_lock = threading.Lock()
+_running: list[Runtime] = []
+
+
+def start(settings: Settings) -> Runtime:
+    """Start what this process needs, once; MivraError says what is wrong and what to do."""
+    with _lock:
+        if not _running:
+            _running.append(Runtime(settings))
+        return _running[0]
+
+
+def current() -> Runtime:
+    """The running one; MivraError when nothing is started."""
+    if not _running:
+        raise MivraError("The dashboard is not started; look at its console for the reason")
+    return _running[0]
+
+
+def stop() -> None:
+    """Take everything down; nothing happens when nothing runs."""
+    with _lock:
+        while _running:
+            _running.pop().close()
