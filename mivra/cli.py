@@ -22,7 +22,7 @@ from mivra.control.commands import create_bot
 from mivra.control.listener import Listener
 from mivra.control.signals import TICK_S, Signals
 from mivra.errors import ConfigError, MivraError
-from mivra.store import open_store, server_urls
+from mivra.store import database, one, open_store, server_urls
 from mivra.store.fresh import reset
 from mivra.store.imports import import_trades
 from mivra.store.migrate import migrate
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bot = commands.add_parser("add-bot", help="add a bot, stopped")
     bot.add_argument("bot_id", help="lower-case letters, digits, - and _")
+    bot.add_argument("--user", required=True, help="e-mail of the user that it trades for; new if there is none")
     bot.add_argument("--name", help="what people read; else the id")
     bot.add_argument("--config", type=json.loads, default={}, help='settings as JSON, such as {"asset": "EUR/USD"}')
     bot.set_defaults(command=_add_bot)
@@ -82,14 +83,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _migrate(_: argparse.Namespace, settings: Settings) -> int:
-    with server_urls(settings) as (database_url, _redis_url):
+    with database(settings) as database_url:
         applied = migrate(database_url)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to do")
     return 0
 
 
 def _seed(options: argparse.Namespace, settings: Settings) -> int:
-    with server_urls(settings) as (database_url, _), _bar("trades") as progress:
+    with database(settings) as database_url, _bar("trades") as progress:
         if settings.embedded:
             migrate(database_url)
         done = load_sample(
@@ -107,7 +108,7 @@ def _seed(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
-    with server_urls(settings) as (database_url, _), _bar("rows") as progress:
+    with database(settings) as database_url, _bar("rows") as progress:
         if settings.embedded:
             migrate(database_url)
         done = import_trades(
@@ -152,7 +153,8 @@ def _add_bot(options: argparse.Namespace, settings: Settings) -> int:
 
     parsed = BotConfig.parse(options.config)
     with open_store(settings, application="mivra add-bot", max_connections=1) as store:
-        created = create_bot(store, options.bot_id, options.name or options.bot_id, parsed.as_json())
+        owner = one(store.call("ensure_user", email=options.user))["user_id"]
+        created = create_bot(store, options.bot_id, options.name or options.bot_id, parsed.as_json(), owner)
     print(f"Bot {options.bot_id} is there, stopped" if created else f"There is a bot {options.bot_id} already")
     return 0 if created else 1
 
@@ -162,7 +164,7 @@ def _listen(_: argparse.Namespace, settings: Settings) -> int:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    with server_urls(settings) as (database_url, _redis_url), open_store(settings, application="mivra listen") as store:
+    with database(settings) as database_url, open_store(settings, application="mivra listen") as store:
         listener = Listener(store, settings.home, config.environ_of(settings))
         signals = Signals(
             database_url, on_event=lambda _event: listener.wake(), on_connect=listener.wake, tick=lambda: TICK_S

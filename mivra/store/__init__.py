@@ -9,7 +9,7 @@ from mivra.config import Settings
 from mivra.store.base import Row, Store, one
 from mivra.store.postgres import PostgresStore
 
-__all__ = ["Row", "Store", "one", "open_store", "server_urls"]
+__all__ = ["Row", "Store", "database", "one", "open_store", "server_urls"]
 
 
 @contextmanager
@@ -18,9 +18,9 @@ def server_urls(settings: Settings) -> Iterator[tuple[str, str | None]]:
     if settings.database_url and settings.redis_url:
         yield settings.database_url, settings.redis_url
         return
-    from mivra.store import embedded  # noqa: PLC0415 - a deployment with its own servers need not have the wheels
+    from mivra.store.embedded import start  # noqa: PLC0415 - who has servers of their own need not have the wheels
 
-    servers = embedded.start(settings.home)
+    servers = start(settings.home)
     try:
         yield settings.database_url or servers.database_url, settings.redis_url or servers.redis_url
     finally:
@@ -28,10 +28,20 @@ def server_urls(settings: Settings) -> Iterator[tuple[str, str | None]]:
 
 
 @contextmanager
+def database(settings: Settings) -> Iterator[str]:
+    """URL of Postgres for as long as this process uses it; in a forked child the embedded one gets a user more."""
+    if settings.database_url:
+        yield settings.database_url
+        return
+    with server_urls(settings) as (url, _redis_url):
+        yield url
+
+
+@contextmanager
 def open_store(settings: Settings, *, application: str, max_connections: int = 8) -> Iterator[Store]:
-    """A store for as long as the block lasts; in a forked child it becomes a user of the embedded servers by itself."""
-    with server_urls(settings) as (database_url, _):
-        store = PostgresStore(database_url, max_connections=max_connections, application=application)
+    """A store for as long as the block lasts."""
+    with database(settings) as url:
+        store = PostgresStore(url, max_connections=max_connections, application=application)
         try:
             yield store
         finally:

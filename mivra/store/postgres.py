@@ -30,6 +30,9 @@ STATEMENT_TIMEOUT_MS = 5_000
 POOL_WAIT_S = 5.0
 """How long a caller waits for a connection: as long as a statement may take."""
 
+RECONNECT_S = 2.0
+"""How long the pool tries again by itself, ever more rarely; after that the next caller tries at once."""
+
 KEEPALIVE: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 30,
@@ -69,6 +72,7 @@ class PostgresStore:
             timeout=POOL_WAIT_S,
             max_idle=300,
             max_lifetime=1800,
+            reconnect_timeout=RECONNECT_S,
             check=ConnectionPool.check_connection,
             kwargs={
                 **KEEPALIVE,

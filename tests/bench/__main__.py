@@ -31,7 +31,8 @@ def main() -> int:
 def run(name: str, arguments: list[str]) -> dict[str, Any] | None:
     """One benchmark in a process of its own; None when it ended without a result."""
     print(f"== {name}", flush=True)
-    done = subprocess.run([sys.executable, "-m", f"tests.bench.{name}", *arguments], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", f"tests.bench.{name}", *arguments]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="")
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return json.loads(lines[-1].removeprefix("RESULT ")) if lines else None

@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 import uuid
-from pathlib import Path
 
 from mivra import config, runtime
 from mivra.control.bots import Bot, State
@@ -63,7 +62,7 @@ def main() -> int:
 
 
 def measure(running: Runtime, starts: int) -> list[tuple[float, float]]:
-    """Milliseconds from the call to running on the board, and to the end of the bot's first loop; one start at a time."""
+    """Milliseconds from the call to running on the board, and to the end of the bot's first loop; one at a time."""
     watch = Watch(running)
     times = [start(running, watch, bot_id) for bot_id in add_bots(running, starts)]
     for bot in running.board.bots():
