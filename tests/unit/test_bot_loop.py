@@ -1,0 +1,347 @@
+"""The states of a bot, on a stage where hours pass in a moment."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from mivra.bot.broker import PaperBroker
+from mivra.bot.config import BotConfig
+from mivra.bot.gate import MAX_UNWRITTEN, Gate, Tally
+from mivra.bot.loop import FLUSH_S, UNWATCHED_AFTER_S, UNWATCHED_DRAIN_S, Loop
+from mivra.bot.market import SyntheticFeed
+from mivra.bot.trade import Trade
+from mivra.bot.trader import Trader
+from mivra.errors import BrokerError
+from tests.unit.test_bot_broker import ORDER
+
+NOW = 1_800_000_000.0
+NEVER = math.inf
+BEYOND_S = 3_600.0
+
+
+class LosingBroker(PaperBroker):
+    def results(self, now: Any) -> list[Trade]:
+        return [trade.settled("LOSS") for trade in super().results(now)]
+
+
+@dataclass
+class Ledger:
+    """A recorder that writes at once, unless it is told to be slow."""
+
+    left: list[Trade] = field(default_factory=list)
+    put_: list[Trade] = field(default_factory=list)
+    notes: deque[tuple[str, str]] = field(default_factory=deque)
+    unwritten: int = 0
+    refused: int = 0
+    failures: int = 0
+    stopped: list[float] = field(default_factory=list)
+
+    def start(self) -> None:
+        pass
+
+    def put(self, trade: Trade) -> None:
+        self.put_.append(trade)
+
+    def take_left_open(self) -> list[Trade]:
+        taken, self.left = self.left, []
+        return taken
+
+    def stop(self, within: float) -> int:
+        self.stopped.append(within)
+        return self.unwritten
+
+    @property
+    def opens(self) -> list[Trade]:
+        return [trade for trade in self.put_ if trade.status == "open"]
+
+
+class Stage:
+    """Channel, signals and clock in one: time passes only while the bot waits."""
+
+    def __init__(self, *script: tuple[float, str | dict[str, Any]], watched_until: float = NEVER) -> None:
+        self.time = 0.0
+        self.terminations = 0
+        self.said: list[tuple[float, str, dict[str, Any]]] = []
+        self._script = sorted(script, key=lambda entry: entry[0])
+        self._watched_until = watched_until
+
+    def clock(self) -> float:
+        return NOW + self.time
+
+    def monotonic(self) -> float:
+        assert self.time < BEYOND_S, "the bot does not end"
+        return self.time
+
+    def receive(self, timeout: float, wakeup: int) -> list[dict[str, Any]]:
+        until = self.time + max(timeout, 0.0)
+        if self._script and self._script[0][0] <= until:
+            at, what = self._script.pop(0)
+            self.time = max(self.time, at)
+            if what in ("SIGTERM", "SIGINT"):
+                self.terminations += 1 if what == "SIGTERM" else 2
+                return []
+            return [what if isinstance(what, dict) else {"type": what}]
+        self.time = until
+        return [{"type": "watch"}] if self.time < self._watched_until else []
+
+    def fileno(self) -> int:
+        return -1
+
+    def drain(self) -> None:
+        pass
+
+    def send(self, kind: str, **values: Any) -> None:
+        self.said.append((self.time, kind, values))
+
+    def beat(self, **values: Any) -> None:
+        self.said.append((self.time, "beat", values))
+
+    def states(self) -> list[tuple[float, str]]:
+        return [(at, values["state"]) for at, kind, values in self.said if kind == "state"]
+
+    def logged(self) -> str:
+        return "\n".join(values["message"] for _, kind, values in self.said if kind == "log")
+
+    def beats(self) -> list[tuple[float, dict[str, Any]]]:
+        return [(at, values) for at, kind, values in self.said if kind == "beat"]
+
+
+def play(stage: Stage, ledger: Ledger | None = None, broker: Any = None, **config: Any) -> tuple[bool, Ledger]:
+    ledger = ledger or Ledger()
+    feed = SyntheticFeed()
+    trader = Trader(
+        BotConfig.parse({"strategy": "balanced", "asset": "EURUSD", "amount": 20, "expiration_seconds": 5, **config}),
+        feed,
+        broker or PaperBroker(feed),
+        ledger,  # type: ignore[arg-type]
+        bot_id="bot-1",
+        user_id=ORDER.user_id,
+        run_id="bot-1.run.",
+        log=lambda level, message: stage.send("log", level=level, message=message),
+    )
+    loop = Loop(
+        stage,  # type: ignore[arg-type]
+        stage,  # type: ignore[arg-type]
+        trader,
+        ledger,  # type: ignore[arg-type]
+        clock=stage.clock,
+        monotonic=stage.monotonic,
+    )
+    return loop.run([]), ledger
+
+
+def test_the_first_beat_follows_the_first_loop_and_the_next_come_every_second() -> None:
+    stage = Stage((10.0, "stop"))
+    play(stage)
+    assert stage.states()[0] == (0.0, "running")
+    times = [at for at, _ in stage.beats()]
+    assert times[0] == 0.0
+    assert stage.beats()[0][1]["loops"] == 1
+    assert all(after - before <= 1.25 for before, after in itertools.pairwise(times))
+
+
+def test_a_trade_is_settled_within_fifteen_seconds_and_several_a_minute_follow() -> None:
+    stage = Stage((60.0, "stop"))
+    _, ledger = play(stage)
+    settled = [trade for trade in ledger.put_ if trade.status == "closed"]
+    assert (settled[0].expires_at.timestamp() - NOW) <= 15
+    assert len(settled) >= 5
+    last = stage.beats()[-1][1]
+    assert last["wins"] + last["losses"] + last["ties"] == last["trades"] == len(settled)
+    assert Decimal(last["pnl"]) == sum(trade.pnl for trade in settled if trade.pnl is not None)
+
+
+def test_every_open_has_its_own_id_and_comes_before_its_close() -> None:
+    _, ledger = play(Stage((300.0, "stop")))
+    names = [trade.external_id for trade in ledger.opens]
+    assert len(names) == len(set(names)) > 20
+    closed = set()
+    for trade in ledger.put_:
+        assert trade.external_id not in closed
+        if trade.status == "closed":
+            closed.add(trade.external_id)
+    assert closed == set(names)
+
+
+def test_never_more_than_one_position() -> None:
+    _, ledger = play(Stage((300.0, "stop")))
+    for before, after in itertools.pairwise(ledger.opens):
+        assert after.opened_at >= before.expires_at
+
+
+def test_the_same_moments_give_the_same_trades() -> None:
+    assert play(Stage((120.0, "stop")))[1].put_ == play(Stage((120.0, "stop")))[1].put_
+
+
+def test_pause_opens_nothing_and_settles_what_is_open_and_resume_goes_on() -> None:
+    stage = Stage((60.1, "pause"), (120.0, "resume"), (180.0, "stop"))
+    _, ledger = play(stage)
+    opened = [trade.opened_at.timestamp() - NOW for trade in ledger.opens]
+    assert not [at for at in opened if 60.1 <= at < 120.0]
+    assert [at for at in opened if at < 60.1]
+    assert [at for at in opened if at >= 120.0]
+    assert len(ledger.put_) == 2 * len(ledger.opens)
+    assert stage.states()[:4] == [(0.0, "running"), (60.1, "paused"), (120.0, "running"), (180.0, "stopping")]
+
+
+def test_a_command_is_carried_out_the_moment_it_comes() -> None:
+    stage = Stage((3.01, "pause"), (4.02, "stop"))
+    play(stage)
+    assert stage.states()[1:] == [(3.01, "paused"), (4.02, "stopping")]
+
+
+def test_a_stop_drains_and_ends_as_soon_as_nothing_is_open() -> None:
+    stage = Stage((31.0, {"type": "stop", "deadline_s": 20.0}))
+    watched, ledger = play(stage)
+    assert watched
+    assert stage.time <= 31.0 + 5.5
+    assert len(ledger.put_) == 2 * len(ledger.opens)
+    assert ledger.stopped == [FLUSH_S]
+
+
+def test_a_stop_ends_at_its_deadline_and_says_what_it_left_open() -> None:
+    stage = Stage((31.0, {"type": "stop", "deadline_s": 20.0}))
+    _, ledger = play(stage, expiration_seconds=300)
+    assert stage.time + FLUSH_S == pytest.approx(51.0)
+    assert len(ledger.put_) == 1
+    assert "1 trades are open" in stage.logged()
+
+
+def test_repeating_a_stop_does_not_prolong_it() -> None:
+    stage = Stage(*[(31.0 + n, {"type": "stop", "deadline_s": 20.0}) for n in range(30)])
+    play(stage, expiration_seconds=300)
+    assert stage.time + FLUSH_S == pytest.approx(51.0)
+
+
+@pytest.mark.parametrize("deadline", [None, "soon", -1, {}])
+def test_a_stop_without_a_sensible_deadline_has_the_default(deadline: object) -> None:
+    stage = Stage((31.0, {"type": "stop", "deadline_s": deadline}))
+    play(stage, expiration_seconds=300)
+    assert stage.time + FLUSH_S == pytest.approx(51.0)
+
+
+def test_nothing_but_a_new_process_follows_a_stop() -> None:
+    stage = Stage((31.0, "stop"), (31.1, "resume"), (31.2, "pause"))
+    _, ledger = play(stage, expiration_seconds=300)
+    assert stage.states()[-1] == (31.0, "stopping")
+    assert len(ledger.opens) == 1
+
+
+def test_one_sigterm_drains_and_two_end_now_and_so_does_sigint() -> None:
+    once, twice, interrupted = (
+        Stage((31.0, "SIGTERM")),
+        Stage((31.0, "SIGTERM"), (33.0, "SIGTERM")),
+        Stage((31.0, "SIGINT")),
+    )
+    for stage in (once, twice, interrupted):
+        assert play(stage, expiration_seconds=300)[0]
+    assert once.time + FLUSH_S == pytest.approx(51.0)
+    assert twice.time == pytest.approx(33.0)
+    assert interrupted.time == pytest.approx(31.0)
+
+
+def test_a_bot_that_nobody_watches_opens_nothing_more_and_is_gone_within_twenty_seconds() -> None:
+    stage = Stage(watched_until=100.0)
+    watched, ledger = play(stage, expiration_seconds=300)
+    assert not watched
+    assert stage.time + FLUSH_S <= 120.0
+    assert stage.time >= 100.0 + UNWATCHED_AFTER_S - 0.25
+    assert UNWATCHED_AFTER_S + UNWATCHED_DRAIN_S < 20
+    assert "No word from the executor" in stage.logged()
+    assert ledger.stopped == [FLUSH_S]
+
+
+def test_a_bot_that_is_watched_goes_on() -> None:
+    stage = Stage((3_000.0, "stop"))
+    assert play(stage)[0]
+    assert stage.time >= 3_000
+
+
+def test_unknown_and_broken_messages_are_ignored() -> None:
+    stage = Stage((1.0, "dance"), (2.0, {}), (3.0, {"type": 5}), (4.0, "stop"))
+    assert play(stage)[0]
+    assert len(stage.states()) == 2
+
+
+def test_the_safety_stop_pauses_the_bot_until_a_person_resumes_it() -> None:
+    stage = Stage((300.0, "resume"), (400.0, "stop"))
+    _, ledger = play(stage, broker=LosingBroker(SyntheticFeed()), safety_stop=3)
+    states = [state for _, state in stage.states()]
+    assert states[:4] == ["running", "paused", "running", "paused"]
+    assert len(ledger.opens) == 6
+    assert "Safety stop: 3 losses in a row" in stage.logged()
+
+
+def test_a_trade_that_the_database_refuses_pauses_the_bot() -> None:
+    stage = Stage((50.0, "stop"))
+    ledger = Ledger(refused=1)
+    play(stage, ledger)
+    assert ledger.opens == []
+    assert "refuses this bot's trades" in stage.logged()
+
+
+def test_while_too_much_waits_for_the_database_nothing_is_opened() -> None:
+    stage = Stage((50.0, "stop"))
+    ledger = Ledger(unwritten=MAX_UNWRITTEN)
+    play(stage, ledger)
+    assert ledger.opens == []
+    assert "wait for the database" in stage.beats()[-1][1]["waiting"]
+    assert f"{MAX_UNWRITTEN} trades wait on disk" in stage.logged()
+
+
+def test_trades_of_an_earlier_process_are_settled_and_not_counted() -> None:
+    old = replace(ORDER, external_id="bot-1.old.1")
+    stage = Stage((1.0, "stop"))
+    ledger = Ledger(left=[old, replace(ORDER, external_id="other", account_type="real")])
+    play(stage, ledger)
+    assert next(t.external_id for t in ledger.put_ if t.status == "closed") == "bot-1.old.1"
+    assert "other" not in {t.external_id for t in ledger.put_}
+    last = stage.beats()[-1][1]
+    assert last["wins"] + last["losses"] + last["ties"] == last["trades"]
+
+
+def test_a_broker_that_refuses_is_heard_and_the_bot_lives_on() -> None:
+    class Refusing(PaperBroker):
+        def place(self, order: Trade) -> Trade:
+            raise BrokerError("The market is closed")
+
+    stage = Stage((30.0, "stop"))
+    watched, ledger = play(stage, broker=Refusing(SyntheticFeed()))
+    assert watched
+    assert ledger.put_ == []
+    assert "The market is closed" in stage.logged()
+
+
+def test_the_gate_caps_the_stake() -> None:
+    gate = Gate(BotConfig.parse({"strategy": "balanced", "asset": "EURUSD", "amount": 20}))
+    refusal = gate.refusal(Decimal("1000.01"), open_trades=0, unwritten=0)
+    assert refusal is not None
+    assert "cap of 1000" in refusal
+
+
+def test_a_tie_neither_continues_nor_ends_a_row_of_losses() -> None:
+    tally = Tally()
+    for result in ("LOSS", "TIE", "LOSS"):
+        tally.count(ORDER.settled(result))
+    assert tally.losses_in_row == 2
+    tally.count(ORDER.settled("WIN"))
+    assert tally.losses_in_row == 0
+    assert tally.pnl == Decimal("-23.00")
+
+
+def test_a_clock_that_jumps_does_not_silence_the_bot() -> None:
+    class Jumpy(Stage):
+        def clock(self) -> float:
+            return super().clock() - (86_400 if self.time > 30 else 0) + (9 * 86_400 if self.time > 60 else 0)
+
+    stage = Jumpy((90.0, "stop"))
+    _, ledger = play(stage)
+    days = {trade.opened_at.date() for trade in ledger.opens}
+    assert len(days) >= 2
