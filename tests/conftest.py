@@ -45,9 +45,7 @@ def database_url(servers: tuple[str, str | None], template: str) -> Iterator[str
     name = f"test_{uuid.uuid4().hex[:12]}"
     _maintain(
         servers[0],
-        sql.SQL("create database {} template {} strategy file_copy").format(
-            sql.Identifier(name), sql.Identifier(template)
-        ),
+        sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
     yield make_conninfo(servers[0], dbname=name)
     _maintain(servers[0], sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
