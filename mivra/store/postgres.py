@@ -53,6 +53,7 @@ _BY_CLASS: dict[str, type[StoreError]] = {
     "40": Conflict,
     "PT409": Conflict,
     "PT4": InvalidData,
+    "21": InvalidData,
     "22": InvalidData,
     "23": InvalidData,
     "42883": MigrationError,
@@ -114,9 +115,11 @@ def translated() -> Iterator[None]:
 
 def _translate(error: psycopg.Error) -> StoreError:
     code = error.sqlstate or ""
-    if not code:
-        # Without a code the server said nothing: the connection could not be made, or was lost.
+    if not code and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        # The server said nothing: the connection could not be made, or was lost.
         return StoreUnavailable(_first_line(error))
+    if not code:
+        return InvalidData(_first_line(error))
     kind = next((_BY_CLASS[code[:n]] for n in range(len(code), 1, -1) if code[:n] in _BY_CLASS), StoreError)
     return kind(error.diag.message_primary or _first_line(error), code)
 

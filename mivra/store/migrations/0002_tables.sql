@@ -2,7 +2,7 @@
 
 create table deployment (
   only_row boolean primary key default true check (only_row),
-  timezone text not null default 'UTC',
+  timezone text not null default 'UTC' check ((timestamptz '2000-01-01Z' at time zone timezone) is not null),
   currency text not null default 'USD' check (currency ~ '^[A-Z]{3}$'),
   sample_data boolean not null default false,
   initialised boolean not null default false
@@ -10,6 +10,8 @@ create table deployment (
 comment on table deployment is 'One row: the reporting time zone and currency, and whether sample data is loaded';
 comment on column deployment.initialised is 'Sample data was loaded or removed once: an empty database stays as it is';
 insert into deployment default values;
+-- Never large enough for the automatic one: without it the planner takes its one row for hundreds.
+analyze deployment;
 
 create table profiles (
   user_id uuid primary key default gen_random_uuid(),
@@ -97,7 +99,10 @@ create table trade_history (
   opened_at timestamptz not null,
   expires_at timestamptz not null,
   closed_at timestamptz,
-  constraint trade_times check (expires_at > opened_at and closed_at >= opened_at),
+  -- The bounds keep out infinity, and years that a client cannot read: one such row would break every list it is in.
+  constraint trade_times check (
+    expires_at > opened_at and closed_at >= opened_at
+    and opened_at >= '2000-01-01Z' and greatest(expires_at, closed_at) < '2200-01-01Z'),
   constraint trade_whole check (
     case status
       when 'closed' then result is not null and pnl is not null and closed_at is not null
@@ -155,4 +160,4 @@ alter table trade_history enable row level security;
 alter table strategy_trades enable row level security;
 alter table scanner_performance enable row level security;
 revoke all on deployment, profiles, bot_control, bot_status, leases, bot_audit, trade_history, strategy_trades,
-  scanner_performance from anon, authenticated;
+  scanner_performance, mivra_migrations from anon, authenticated;

@@ -23,3 +23,5 @@ create index trade_history_settled_idx on trade_history (account_type, closed_at
   include (stake, pnl, payout_rate, result, asset, user_id) where status = 'closed';
 -- Active users of the last 1, 7 and 30 days.
 create index trade_history_opened_idx on trade_history (opened_at) include (user_id) where status <> 'void';
+-- Whether and since when a user trades real or demo: one look a user, however many trades (growth, conversion).
+create index trade_history_user_account_idx on trade_history (user_id, account_type, opened_at) where status <> 'void';

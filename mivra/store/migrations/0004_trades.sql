@@ -51,7 +51,10 @@ comment on function open_trades is 'A bot''s trades that are not settled yet, ol
 
 create function profile_created() returns trigger language plpgsql security definer set search_path = public as $$
 begin
-  insert into profiles (user_id, email, created_at) values (new.id, new.email, new.created_at)
+  -- An e-mail that another profile has already (an imported history, a bot's owner) must not keep anybody from signing up.
+  insert into profiles (user_id, email, created_at)
+  select new.id, case when exists (select from profiles where lower(email) = lower(new.email) and user_id <> new.id)
+    then null else new.email end, new.created_at
   on conflict (user_id) do update set email = excluded.email;
   return new;
 end

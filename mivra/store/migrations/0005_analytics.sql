@@ -1,5 +1,5 @@
 -- The figures. One definition each; numerics leave as text, exact on every wire.
--- Every function takes as_of, so that a figure can be computed for any moment; the pages never pass it.
+-- as_of moves the days that a figure covers, for tests and reports; what is open is always what is open now.
 
 create function win_rate(wins bigint, losses bigint) returns numeric language sql immutable as
   $$ select round(wins::numeric / nullif(wins + losses, 0), 6) $$;
@@ -17,8 +17,11 @@ create function mask_email(email text) returns text language sql immutable as
   $$ select left(email, 1) || '***' || substring(email from '@.*$') $$;
 comment on function mask_email is 'First letter and domain only';
 
-create function midnight(day date) returns timestamptz language sql stable as
-  $$ select day::timestamp at time zone timezone from deployment $$;
+create function midnight(day date) returns timestamptz language sql stable as $$
+  -- Where clocks go back over midnight it comes twice, and `at time zone` takes the second.
+  select case when (late - interval '1 hour') at time zone timezone >= day then late - interval '1 hour' else late end
+  from (select day::timestamp at time zone timezone as late, timezone from deployment) d
+$$;
 comment on function midnight is 'The moment at which a day begins in the reporting time zone; a DST day has 23 or 25 hours';
 
 create function reporting_day(at timestamptz) returns date language sql stable as
@@ -26,15 +29,17 @@ create function reporting_day(at timestamptz) returns date language sql stable a
 comment on function reporting_day is 'The day of the reporting time zone that a moment belongs to';
 
 create function account_metrics(account text, as_of timestamptz) returns jsonb language sql stable as $$
-  with days as (select reporting_day(as_of) as today),
+  with days as materialized (
+    select midnight(today - 1) as yesterday, midnight(today) as today, midnight(today + 1) as tomorrow
+    from (select reporting_day(as_of) as today) d),
   settled as (
     select
-      case when t.closed_at >= midnight(d.today) then 'today' else 'yesterday' end as day,
+      case when t.closed_at >= d.today then 'today' else 'yesterday' end as day,
       count(*) as trades, sum(t.stake) as volume, -sum(t.pnl) as net_revenue,
       count(*) filter (where t.result = 'WIN') as wins, count(*) filter (where t.result = 'LOSS') as losses
     from days d, trade_history t
     where t.status = 'closed' and t.account_type = account
-      and t.closed_at >= midnight(d.today - 1) and t.closed_at < midnight(d.today + 1)
+      and t.closed_at >= d.yesterday and t.closed_at < d.tomorrow
     group by 1),
   open as (
     select count(*) as trades, coalesce(sum(stake), 0) as exposure
@@ -62,16 +67,21 @@ returns table (
   real_account jsonb, demo_account jsonb)
 language sql stable as $$
   with active as (
-    select
-      count(distinct user_id) filter (where opened_at > as_of - interval '1 day') as daily,
-      count(distinct user_id) filter (where opened_at > as_of - interval '7 days') as weekly,
-      count(distinct user_id) as monthly
-    from trade_history
-    where status <> 'void' and opened_at > as_of - interval '30 days' and opened_at <= as_of),
+    select count(*) filter (where latest > as_of - interval '24 hours') as daily,
+      count(*) filter (where latest > as_of - interval '168 hours') as weekly, count(*) as monthly
+    from (select max(opened_at) as latest from trade_history
+          where status <> 'void' and opened_at > as_of - interval '720 hours' and opened_at <= as_of
+          group by user_id) u),
   traders as (
-    select count(*) as all_time, count(*) filter (where has_real) as real_money
-    from (select user_id, bool_or(account_type = 'real') as has_real
-          from trade_history where status <> 'void' group by user_id) u),
+    -- One look into an index a user and account type, however many trades there are.
+    select count(*) filter (where has_real or has_demo) as all_time, count(*) filter (where has_real) as real_money
+    from (
+      select
+        exists (select from trade_history t
+                where t.user_id = p.user_id and t.account_type = 'real' and t.status <> 'void') as has_real,
+        exists (select from trade_history t
+                where t.user_id = p.user_id and t.account_type = 'demo' and t.status <> 'void') as has_demo
+      from profiles p) u),
   bots as (
     select count(*) as known,
       count(*) filter (where state = 'running' and heartbeat_at > clock_timestamp() - interval '10 seconds') as active

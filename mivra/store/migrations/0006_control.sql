@@ -11,6 +11,14 @@ end
 $$;
 comment on function create_bot is 'A new bot, stopped; an existing one stays as it is';
 
+create function ensure_user(email text) returns table (user_id uuid) language sql volatile as $$
+  -- The no-op update makes the row that is there already a returned one.
+  insert into profiles as p (email) values (ensure_user.email)
+  on conflict (lower(email)) do update set email = p.email
+  returning p.user_id
+$$;
+comment on function ensure_user is 'The user of this e-mail, new if there is none';
+
 create function bot_created() returns trigger language plpgsql as $$
 begin
   insert into bot_status (bot_id) values (new.bot_id);
@@ -22,9 +30,14 @@ create trigger bot_created after insert on bot_control for each row execute func
 
 create function control_changed() returns trigger language plpgsql as $$
 begin
+  if new.generation < old.generation then
+    raise exception 'a generation only rises' using errcode = 'PT422';
+  end if;
   -- A change from a SQL console is a command too: it gets its own generation, actor and audit row.
-  if new.generation = old.generation and (new.desired, new.config) is distinct from (old.desired, old.config) then
-    new.generation := old.generation + 1;
+  if new.generation = coalesce(old.generation, 0)
+     and (new.desired, new.config) is distinct from (coalesce(old.desired, 'stopped'), coalesce(old.config, new.config))
+  then
+    new.generation := new.generation + 1;
     new.requested_by := session_user;
     new.reason := null;
     new.request_id := null;
@@ -35,22 +48,27 @@ begin
 end
 $$;
 comment on function control_changed is 'A change of desired state or config always has a new generation';
-create trigger control_changed before update on bot_control for each row execute function control_changed();
+create trigger control_changed before insert or update on bot_control for each row execute function control_changed();
 
 create function control_audit() returns trigger language plpgsql as $$
+declare
+  source text := concat_ws(' ', nullif(current_setting('application_name', true), ''), inet_client_addr()::text);
+  was jsonb := jsonb_build_object('desired', old.desired, 'config', old.config);
 begin
-  if new.generation <> old.generation then
+  if tg_op = 'DELETE' then
+    insert into bot_audit (bot_id, actor, action, generation, source, old)
+    values (old.bot_id, session_user, 'deleted', old.generation, source, was);
+  elsif new.generation <> coalesce(old.generation, 0) then
     insert into bot_audit (bot_id, actor, action, reason, request_id, generation, source, old, new)
     values (new.bot_id, coalesce(new.requested_by, session_user), new.desired, new.reason, new.request_id,
-      new.generation, concat_ws(' ', nullif(current_setting('application_name', true), ''), inet_client_addr()::text),
-      jsonb_build_object('desired', old.desired, 'config', old.config),
-      jsonb_build_object('desired', new.desired, 'config', new.config));
+      new.generation, source, was, jsonb_build_object('desired', new.desired, 'config', new.config));
   end if;
   return null;
 end
 $$;
 comment on function control_audit is 'Who changed what, wherever it was changed';
-create trigger control_audit after update on bot_control for each row execute function control_audit();
+create trigger control_audit after insert or update or delete on bot_control
+  for each row execute function control_audit();
 
 create function audit_is_append_only() returns trigger language plpgsql as $$
 begin
@@ -97,7 +115,8 @@ begin
   end if;
   -- The same request again is the same answer, however late it comes.
   return query
-    select a.bot_id, a.action, a.generation from bot_audit a where a.request_id = request_bot.request_id;
+    select a.bot_id, a.action, a.generation from bot_audit a
+    where a.request_id = request_bot.request_id and a.bot_id = request_bot.bot;
   if found then
     return;
   end if;
@@ -145,23 +164,29 @@ $$;
 comment on function bot_history is 'Who changed what a bot should do, newest first';
 
 create function claim_bots(holder text, ttl_seconds double precision)
-returns table (acting boolean, term bigint, acting_holder text, now timestamptz, bots jsonb)
+returns table (
+  acting boolean, term bigint, acting_holder text, now timestamptz, lease_left double precision, bots jsonb)
 language plpgsql volatile as $$
 declare
   mine leases;
 begin
-  insert into leases as l (name, holder, term, expires_at)
-  values ('control', claim_bots.holder, 1, clock_timestamp() + make_interval(secs => ttl_seconds))
-  on conflict (name) do update set
-    term = case when l.holder = excluded.holder and l.expires_at > clock_timestamp() then l.term else l.term + 1 end,
-    holder = excluded.holder,
-    expires_at = excluded.expires_at
-    where l.expires_at <= clock_timestamp()
-       -- Renewed only when a third of it is gone: the sweep of a healthy holder reads, it does not write.
-       or (l.holder = excluded.holder and l.expires_at < excluded.expires_at - make_interval(secs => ttl_seconds / 3));
   select * into mine from leases l where l.name = 'control';
+  -- The sweep of a healthy holder, or of who waits for it, only reads: a conflict that is not acted on locks the row too.
+  -- Renewed when a third of it is gone.
+  if not found or mine.expires_at <= clock_timestamp() or mine.holder = claim_bots.holder
+     and mine.expires_at < clock_timestamp() + make_interval(secs => ttl_seconds * 2 / 3) then
+    insert into leases as l (name, holder, term, expires_at)
+    values ('control', claim_bots.holder, 1, clock_timestamp() + make_interval(secs => ttl_seconds))
+    on conflict (name) do update set
+      term = case when l.holder = excluded.holder and l.expires_at > clock_timestamp() then l.term else l.term + 1 end,
+      holder = excluded.holder,
+      expires_at = excluded.expires_at
+      where l.expires_at <= clock_timestamp() or l.holder = excluded.holder;
+    select * into mine from leases l where l.name = 'control';
+  end if;
   return query select
     mine.holder = claim_bots.holder, mine.term, mine.holder, clock_timestamp(),
+    extract(epoch from mine.expires_at - clock_timestamp())::double precision,
     case when mine.holder = claim_bots.holder then coalesce((
       select jsonb_agg(jsonb_build_object(
         'bot_id', c.bot_id, 'user_id', c.user_id, 'desired', c.desired, 'config', c.config, 'generation', c.generation,
@@ -215,6 +240,6 @@ end
 $$;
 comment on function release_lease is 'A listener that stops hands over at once';
 
-revoke execute on function create_bot, bot_created, control_changed, control_audit, audit_is_append_only,
+revoke execute on function create_bot, ensure_user, bot_created, control_changed, control_audit, audit_is_append_only,
   status_changed, request_bot, list_bots, bot_history, claim_bots, report_bots, release_lease
   from public, anon, authenticated;
