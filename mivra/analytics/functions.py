@@ -20,6 +20,7 @@ from mivra.analytics.results import (
     UserGrowth,
 )
 from mivra.cache import cached
+from mivra.errors import MigrationError
 from mivra.store.base import Row, Store, one
 
 T = TypeVar("T")
@@ -114,4 +115,9 @@ def _listed(store: Store, result: type[T], field: str, function: str, /, **param
 
 def _typed(values: dict[str, Any], result: type[T]) -> T:
     # Text becomes Decimal, UUID, date or datetime here and nowhere else.
-    return msgspec.convert(values, result)
+    try:
+        return msgspec.convert(values, result)
+    except msgspec.ValidationError as error:
+        raise MigrationError(
+            f"The database's answer does not fit this release ({error}); run: python -m mivra migrate"
+        ) from error

@@ -7,7 +7,7 @@ import hashlib
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -48,7 +48,7 @@ class Entry:
     """Unix time at which the load began: what the database said then, or later."""
     version: str
     """Changes with every load."""
-    fences: tuple[int, ...]
+    fences: tuple[bytes, ...]
     """The fence of each of the function's events when the load began; empty when Redis was away."""
 
     @property
@@ -89,4 +89,7 @@ def decode(data: bytes, result: Any) -> Entry | None:
 
 @functools.cache
 def _wire(result: Any) -> Any:
-    return types.GenericAlias(tuple, (float, str, tuple[int, ...], result))
+    # Each part is checked here, so that nobody's bytes can raise where an entry is judged.
+    time = Annotated[float, msgspec.Meta(ge=0)]
+    version = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    return types.GenericAlias(tuple, (time, version, tuple[bytes, ...], result))

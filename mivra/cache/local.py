@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mivra.cache.entry import Entry, Event, Query
 
@@ -14,7 +14,7 @@ MAX_ENTRIES = 2_000
 
 @dataclass(slots=True)
 class Held:
-    """One entry as this process knows it."""
+    """One entry as this process knows it. Threads share it: each field is only ever assigned, and stale only set."""
 
     query: Query
     entry: Entry
@@ -24,6 +24,11 @@ class Held:
     """Monotonic time at which somebody last asked for it."""
     stale: bool = False
     """Whether an invalidation came after its load."""
+    fresh_s: float = field(init=False)
+    """Seconds from the load for which it is fresh."""
+
+    def __post_init__(self) -> None:
+        self.fresh_s = self.query.spec.ttl_s * self.entry.ttl_share
 
 
 class LocalTier:
@@ -36,6 +41,7 @@ class LocalTier:
         self._generation: dict[Event, int] = {}
 
     def get(self, key: str, now: float) -> Held | None:
+        """For a reader, at this monotonic time: it counts as use."""
         with self._lock:
             held = self._held.get(key)
             if held:
@@ -43,18 +49,29 @@ class LocalTier:
                 self._held.move_to_end(key)
             return held
 
-    def put(self, held: Held, generation: tuple[int, ...] | None = None) -> None:
-        """Keep an entry; it is stale at once if one of its events came since that generation."""
+    def peek(self, key: str) -> Held | None:
+        return self._held.get(key)
+
+    def put(self, held: Held, generation: tuple[int, ...], now: float) -> Held:
+        """Keep an entry, unless a newer one is there; what is held then.
+
+        It is stale at once if one of its events came since that generation. An entry from after now (Unix time) is not
+        newer: somebody's clock was set back.
+        """
         with self._lock:
-            if generation is not None and generation != self._generations(held.query.spec.events):
-                held.stale = True
             before = self._held.get(held.query.key)
+            if before and held.entry.loaded_at < before.entry.loaded_at <= now:
+                return before
+            if generation != self._generations(held.query.spec.events):
+                held.stale = True
             if before:
-                held.read_at = max(held.read_at, before.read_at)
+                # Only readers count: a refresh must not make the next invalidation refresh again what nobody looks at.
+                held.read_at = before.read_at
             self._held[held.query.key] = held
             self._held.move_to_end(held.query.key)
             while len(self._held) > self._max_entries:
                 self._held.popitem(last=False)
+            return held
 
     def generation(self, events: tuple[Event, ...]) -> tuple[int, ...]:
         """How often each event was invalidated in this process: the fence while Redis is away."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import redis
 from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool
+from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from mivra.cache.breaker import Breaker
@@ -20,13 +23,16 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 0.05
 """A cache that answers later than this is slower than doing without."""
-LOCK_MS = 15_000
-"""Longer than the wait for a connection (5 s) and a statement (5 s) together may take."""
+LOCK_MS = 11_000
+"""Longer than a connection (5 s) and a statement (5 s), shorter than a reader waits for a process that died (12 s)."""
 KEEP_MS = 24 * 3600 * 1000
 """A last good copy is kept for a day, for when the database is away."""
+LOCKS_KEPT = 100
+"""Locks to give back after an outage; more have expired by then."""
+QUIET_S = 60.0
+"""One line in the log a minute of an outage, not one a request."""
 
 _LUA = Path(__file__).parent / "lua"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +51,29 @@ class RedisState:
 class RemoteTier:
     """Every method says by None or False that Redis is away; none raises."""
 
-    def __init__(self, url: str | None, breaker: Breaker | None = None) -> None:
+    def __init__(self, url: str | None, breaker: Breaker | None = None, *, lock_ms: int = LOCK_MS) -> None:
         self._client = connect(url) if url else None
         self._breaker = breaker or Breaker()
+        self._lock_ms = lock_ms
+        self._owed: set[Event] = set()
+        self._tried: set[str] = set()
+        self._kept_locks: dict[str, str] = {}
         self._error = ""
+        self._quiet_until = 0.0
         if self._client:
             self._store = self._client.register_script((_LUA / "store_fenced.lua").read_text())
             self._release = self._client.register_script((_LUA / "release.lua").read_text())
 
-    def look(self, key: str, spec: Spec) -> tuple[Entry | None, tuple[int, ...]] | None:
-        """The entry if there is one, and the fences of its events, in one round trip."""
-        keys = [key, *(fence_key(event) for event in spec.events)]
-        found = self._try(lambda client: client.mget(keys))
+    def look(self, key: str, spec: Spec) -> tuple[Entry | None, tuple[bytes, ...]] | None:
+        """The entry if there is one, and the fences of its events, in one round trip.
+
+        Redis is away for as long as it has not taken every invalidation: its entries would look fresh.
+        """
+        found = self._try(lambda client: _get(client, key, spec)) if self._settle() else None
         if found is None:
             return None
         entry = decode(found[0], spec.type) if found[0] else None
-        return entry, tuple(int(value or 0) for value in found[1:])
+        return entry, tuple(found[1:])
 
     def store(self, key: str, spec: Spec, entry: Entry) -> bool | None:
         """Whether it was written; False when an invalidation came during the load."""
@@ -70,15 +83,26 @@ class RemoteTier:
 
     def lock(self, key: str, token: str) -> bool | None:
         """Whether the caller is the one that loads; the lock ends by itself should it die."""
-        taken: bool | None = self._try(lambda client: bool(client.set(f"{key}:lock", token, nx=True, px=LOCK_MS)))
+
+        def take(client: redis.Redis) -> bool:
+            self._tried.add(token)
+            return bool(client.set(f"{key}:lock", token, nx=True, px=self._lock_ms))
+
+        taken: bool | None = self._try(take)
+        if taken is False:
+            self._tried.discard(token)
         return taken
 
     def unlock(self, key: str, token: str) -> None:
-        self._try(lambda client: self._release([f"{key}:lock"], [token], client))
+        """Give the lock back if it was, or may have been, taken. Made up for when it fails: others would wait."""
+        if token in self._tried:
+            self._tried.discard(token)
+            self._give_back(key, token)
 
     def invalidate(self, event: Event) -> None:
-        """Raise the fence: entries loaded before are stale, loads in flight may not write."""
-        self._try(lambda client: client.incr(fence_key(event)))
+        """Move the fence: entries loaded before are stale, loads in flight may not write. Made up for when it fails."""
+        self._owed.add(event)
+        self._settle()
 
     def state(self) -> RedisState:
         """Ask the server about itself."""
@@ -112,6 +136,28 @@ class RemoteTier:
         if self._client:
             self._client.close()
 
+    def _settle(self) -> bool:
+        """Make up for what failed; whether Redis knows of every invalidation."""
+        for event in tuple(self._owed):
+            # Taken out first: the same event may come again while its fence is on its way.
+            self._owed.discard(event)
+            if not self._move(event):
+                self._owed.add(event)
+                return False
+        for token in tuple(self._kept_locks):
+            if key := self._kept_locks.pop(token, None):
+                self._give_back(key, token)
+        return True
+
+    def _give_back(self, key: str, token: str) -> None:
+        if self._try(lambda client: self._release([f"{key}:lock"], [token], client)) is None:
+            self._kept_locks[token] = key
+            if len(self._kept_locks) > LOCKS_KEPT:
+                self._kept_locks.clear()
+
+    def _move(self, event: Event) -> bool:
+        return bool(self._try(lambda client: client.set(fence_key(event), _fence())))
+
     def _try(self, action: Callable[[redis.Redis], Any]) -> Any:
         if self._client is None or not self._breaker.allow():
             return None
@@ -124,8 +170,8 @@ class RemoteTier:
         return result
 
     def _failed(self, error: Exception) -> None:
-        # One line an outage, not one a request.
-        if self._breaker.closed:
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET_S
             log.warning("Redis failed: %s", error)
         self._error = f"{type(error).__name__}: {error}"
         self._breaker.failed()
@@ -142,6 +188,25 @@ def connect(url: str) -> redis.Redis:
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0 if url.startswith("unix:") else 30,
         driver_info=None,
+        # On by default: it relaxes the time-out to 10 s, and trusts a connection that has unread bytes.
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
         **options,
     )
-    return redis.Redis(connection_pool=cast("Any", pool))
+    # Owns the pool, so that closing the client closes the connections.
+    return redis.Redis.from_pool(cast("Any", pool))
+
+
+def _get(client: redis.Redis, key: str, spec: Spec) -> list[Any]:
+    """The entry and the fences; a fence that was lost becomes a new one, since entries from before it may be back."""
+    fences = [fence_key(event) for event in spec.events]
+    found = cast("list[Any]", client.mget([key, *fences]))
+    if None in found[1:]:
+        for fence in fences:
+            client.set(fence, _fence(), nx=True)
+        found = cast("list[Any]", client.mget([key, *fences]))
+    return found
+
+
+def _fence() -> bytes:
+    """Never the same again, whatever the server forgets; a counter would come back to where it was."""
+    return uuid.uuid4().hex.encode()

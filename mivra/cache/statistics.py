@@ -48,7 +48,9 @@ class FunctionStatistics:
 class Tally:
     """What happened to one function."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, ttl_s: float) -> None:
+        self._name = name
+        self._ttl_s = ttl_s
         self._lock = threading.Lock()
         self._outcomes: Counter[Outcome] = Counter()
         self._load_ms: deque[float] = deque(maxlen=LOADS_KEPT)
@@ -70,14 +72,14 @@ class Tally:
         with self._lock:
             self._last_error = str(error)
 
-    def report(self, name: str, ttl_s: float, sizes: Iterable[int]) -> FunctionStatistics:
+    def report(self, sizes: Iterable[int]) -> FunctionStatistics:
         """The counts so far; sizes are those of the function's entries."""
         held = list(sizes)
         with self._lock:
             times = sorted(self._load_ms)
             return FunctionStatistics(
-                name=name,
-                ttl_s=ttl_s,
+                name=self._name,
+                ttl_s=self._ttl_s,
                 fresh=self._outcomes["fresh"],
                 stale=self._outcomes["stale"],
                 miss=self._outcomes["miss"],
