@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -136,7 +136,8 @@ def _reset(options: argparse.Namespace, settings: Settings) -> int:
         migrate(database_url)
         _refuse_running_bots(settings)
         reset(database_url)
-        RemoteTier(redis_url).clear()
+        with closing(RemoteTier(redis_url)) as cache:
+            cache.clear()
     print("The database is empty")
     return 0
 

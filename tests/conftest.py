@@ -6,11 +6,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
@@ -47,7 +48,7 @@ def database_url(servers: tuple[str, str | None], template: str) -> Iterator[str
         servers[0],
         sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template)),
     )
-    yield make_conninfo(servers[0], dbname=name)
+    yield _url(servers[0], name)
     _maintain(servers[0], sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
 
@@ -68,6 +69,11 @@ def store(database_url: str) -> Iterator[PostgresStore]:
 @pytest.fixture(scope="session")
 def root() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+def _url(server: str, database: str) -> str:
+    given = {**conninfo_to_dict(server), "dbname": database}
+    return f"postgresql:///?{urlencode(given, quote_via=quote)}"
 
 
 def _maintain(url: str, statement: sql.Composed) -> None:
