@@ -1,0 +1,12 @@
+-- Only an empty database; whoever else fills it at the same moment waits, and is then refused.
+lock table profiles, bot_control, trade_history in share row exclusive mode;
+do $$
+begin
+  if exists (select from trade_history) or exists (select from profiles) or exists (select from bot_control) then
+    raise exception 'The database already has users, bots or trades; sample data is only for an empty one'
+      using errcode = 'PT422';
+  end if;
+end
+$$;
+-- The times that are copied have no offset.
+set local timezone = 'UTC';
