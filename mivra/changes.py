@@ -18,12 +18,17 @@ class Changes:
 
     def subscribe(self, callback: Callable[[Kind], None]) -> Callable[[], None]:
         """Be told of every change; returns what ends it."""
-        with self._lock:
-            self._callbacks = (*self._callbacks, callback)
+
+        def told(kind: Kind) -> None:
+            # One of its own for each subscription: the same callback may have several.
+            callback(kind)
 
         def unsubscribe() -> None:
             with self._lock:
-                self._callbacks = tuple(c for c in self._callbacks if c is not callback)
+                self._callbacks = tuple(c for c in self._callbacks if c is not told)
+
+        with self._lock:
+            self._callbacks = (*self._callbacks, told)
 
         return unsubscribe
 

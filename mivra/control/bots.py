@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 Desired = Literal["running", "paused", "stopped"]
 State = Literal["stopped", "starting", "running", "pausing", "paused", "stopping", "failed", "unknown"]
 
+LIVELINESS = frozenset({"loops", "loop_ms"})
+"""What each beat changes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bot:
@@ -86,4 +89,5 @@ class BotBoard:
 
 def _seen(bot: Bot) -> tuple[object, ...]:
     """What makes a difference to a viewer; a heartbeat alone makes none."""
-    return (bot.bot_id, bot.state, bot.generation, bot.observed_generation, bot.error, bot.progress)
+    progress = {key: value for key, value in bot.progress.items() if key not in LIVELINESS}
+    return (bot.bot_id, bot.name, bot.state, bot.generation, bot.observed_generation, bot.error, progress)

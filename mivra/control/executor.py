@@ -6,59 +6,20 @@ import logging
 import os
 import selectors
 import signal
-import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from mivra.control.forking import ForkServer
 from mivra.control.pipes import Pipes
-from mivra.control.reconcile import STOP_DEADLINE_S, Observed, Process, Row
+from mivra.control.reconcile import STOP_DEADLINE_S, Row
+from mivra.control.running import REPORTED_STATES, Running, lock_holder
 
 log = logging.getLogger(__name__)
 
-SAME_START_S = 2.0
-"""Two readings of one process's start time differ by less than this; a reused pid's differ by more."""
-REPORTED_STATES = ("running", "paused", "stopping")
-
-
-@dataclass(slots=True)
-class Running:
-    """A bot's process and what it has said."""
-
-    pipes: Pipes
-    started_at: float = field(default_factory=time.monotonic)
-    pid: int | None = None
-    pid_started: float | None = None
-    state: Observed = "starting"
-    commanded: int = 0
-    stop_sent_at: float | None = None
-    exit_code: int | None = None
-    error: str | None = None
-    progress: dict[str, Any] = field(default_factory=dict)
-    has_beaten: bool = False
-    """Whether a beat came since the last report."""
-    is_orphan: bool = False
-    """Whether its parent is gone, so that nobody will say that it ended."""
-
-    def is_alive(self) -> bool:
-        """Whether this very process still runs: the pid alone may be somebody else's by now."""
-        return self.pid is not None and self.pid_started is not None and _is_alive(self.pid, self.pid_started)
-
-    def view(self) -> Process:
-        now = time.monotonic()
-        return Process(
-            state=self.state,
-            commanded=self.commanded,
-            uptime_s=now - self.started_at,
-            stopping_for_s=None if self.stop_sent_at is None else now - self.stop_sent_at,
-            exit_code=self.exit_code,
-            error=self.error,
-        )
+START_S = 10.0
+"""A fork takes milliseconds, the start of the server that forks a second: one that is silent for so long is stuck."""
 
 
 class Executor:
@@ -76,45 +37,40 @@ class Executor:
         return self._running
 
     def adopt(self, row: Row) -> None:
-        """Take over a bot that another executor on this machine left running."""
-        if row.pid is None or row.pid_started is None or row.host != socket.gethostname():
+        """Take over a bot that runs here already: its lock says so, the table may not know of it yet."""
+        folder = self._folder(row.bot_id)
+        pid = lock_holder(folder)
+        if pid is None:
             return
-        if not _is_alive(row.pid, float(row.pid_started)):
-            return
-        with suppress(FileNotFoundError):
-            running = Running(
-                Pipes(self._folder(row.bot_id)), pid=row.pid, pid_started=float(row.pid_started), is_orphan=True
-            )
-            running.state, running.commanded = row.state, row.observed_generation
+        with suppress(OSError):
+            running = Running(Pipes(folder), error=row.error, commanded=row.observed_generation, is_orphan=True)
+            running.born(pid)
+            if row.state in REPORTED_STATES:
+                running.state = row.state
             self._watch(row.bot_id, running)
-            log.info("Adopted bot %s, process %s", row.bot_id, row.pid)
+            running.pipes.send({"type": "watch"})
+            log.info("Adopted bot %s, process %s", row.bot_id, pid)
 
     def start(self, row: Row) -> None:
-        """Fork the bot; what becomes of it arrives by messages."""
-        running = Running(Pipes.make(self._folder(row.bot_id)))
-        running.commanded = row.generation if row.desired == "running" else 0
+        """Fork the bot, what becomes of it arrives by messages; OSError when it cannot be forked."""
+        folder = self._folder(row.bot_id)
+        running = Running(Pipes.make(folder), commanded=row.generation)
         self._watch(row.bot_id, running)
-        running.pipes.send(
-            {
-                "type": "start",
-                "bot_id": row.bot_id,
-                "user_id": str(row.user_id) if row.user_id else None,
-                "generation": row.generation,
-                "config": row.config,
-            }
-        )
-        self._ask_for_process(row.bot_id, running)
+        try:
+            self._send_start(row, running)
+            self._server.request(row.bot_id, folder, {**self._environ, **_names(row.bot_id, folder)})
+        except OSError:
+            self.forget(row.bot_id)
+            raise
 
     def command(self, bot_id: str, generation: int, action: Literal["pause", "resume", "stop"]) -> None:
         """Tell a running bot to pause, to go on, or to stop."""
         running = self._running[bot_id]
-        running.commanded = generation
         if action == "stop":
-            running.stop_sent_at = time.monotonic()
+            running.commanded, running.stop_sent_at = generation, time.monotonic()
             running.pipes.send({"type": "stop", "deadline_s": STOP_DEADLINE_S})
-        else:
-            running.error = None
-            running.pipes.send({"type": action})
+        elif running.pipes.send({"type": action}):
+            running.commanded, running.error = generation, None
 
     def kill(self, bot_id: str) -> None:
         """End the bot and what it started, now."""
@@ -135,8 +91,9 @@ class Executor:
         for running in self._running.values():
             running.pipes.send({"type": "watch"})
             if running.is_orphan and running.exit_code is None and not running.is_alive():
-                running.exit_code = -signal.SIGKILL
-        if self._server.is_dead():
+                running.hear()
+                running.exit_code, running.error = 1, running.error or "The bot's process is gone"
+        if self._server.is_dead() or any(_is_stuck(running) for running in self._running.values()):
             self._replace_server()
 
     def wait(self, also: int, timeout_s: float) -> bool:
@@ -147,10 +104,9 @@ class Executor:
         changed = False
         for key, _ in ready:
             if key.fileobj is self._server:
-                for message in self._server.receive():
-                    changed |= self._hear_server(message)
+                changed |= self._hear_server()
             elif key.data:
-                changed |= self._hear_bot(key.data)
+                changed |= self._running[key.data].hear()
         return changed
 
     def close(self) -> None:
@@ -167,29 +123,51 @@ class Executor:
         self._running[bot_id] = running
         self._selector.register(running.pipes, selectors.EVENT_READ, bot_id)
 
-    def _ask_for_process(self, bot_id: str, running: Running) -> None:
-        folder = self._folder(bot_id)
-        environ = {**self._environ, "MIVRA_BOT_ID": bot_id, "MIVRA_BOT_DIR": str(folder)}
-        try:
-            self._server.request(bot_id, folder, environ)
-        except OSError as error:
-            running.exit_code, running.error = 1, f"The bot's process could not be started: {error}"
+    def _send_start(self, row: Row, running: Running) -> None:
+        start = {
+            "type": "start",
+            "bot_id": row.bot_id,
+            "user_id": str(row.user_id) if row.user_id else None,
+            "generation": row.generation,
+            "config": row.config,
+        }
+        if not running.pipes.send(start):
+            raise OSError("its config is larger than a pipe holds")
+        if row.desired == "paused":
+            # Read together with the start: not one trade comes in between.
+            running.pipes.send({"type": "pause"})
 
     def _replace_server(self) -> None:
-        log.warning("The fork server ended; a new one is started")
-        self._selector.unregister(self._server)
+        log.warning("The fork server ended or is stuck; a new one is started")
+        # What it said before its end still counts.
+        self._hear_server()
+        self._unregister_server()
         self._server.close()
-        self._server = ForkServer()
-        self._selector.register(self._server, selectors.EVENT_READ)
         for running in self._running.values():
             running.is_orphan = True
-            if running.pid is None:
+            if running.pid is None and running.exit_code is None:
                 running.exit_code, running.error = 1, "The bot's process could not be started: its parent ended"
+        try:
+            self._server = ForkServer()
+            self._selector.register(self._server, selectors.EVENT_READ)
+        except OSError as error:
+            log.error("The fork server cannot be started, the next sweep tries again: %s", error)
 
-    def _hear_server(self, message: dict[str, Any]) -> bool:
-        if "bot_id" in message:
-            return self._hear_of_start(message)
-        return self._hear_of_exit(message["pid"], message["code"])
+    def _unregister_server(self) -> None:
+        # Not there any more after its end was heard.
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(self._server)
+
+    def _hear_server(self) -> bool:
+        messages = self._server.receive()
+        if messages is None:
+            # Its end would be heard again and again, until somebody may replace it.
+            self._unregister_server()
+            return False
+        changed = False
+        for message in messages:
+            changed |= self._hear_of_start(message) if "bot_id" in message else self._hear_of_exit(message)
+        return changed
 
     def _hear_of_start(self, message: dict[str, Any]) -> bool:
         running = self._running.get(message["bot_id"])
@@ -198,56 +176,22 @@ class Executor:
         if "error" in message:
             running.exit_code, running.error = 1, message["error"]
         else:
-            running.pid = message["pid"]
-            running.pid_started = _started(message["pid"])
+            running.born(message["pid"])
         return True
 
-    def _hear_of_exit(self, pid: int, code: int) -> bool:
+    def _hear_of_exit(self, message: dict[str, Any]) -> bool:
         for running in self._running.values():
-            if running.pid == pid:
-                self._hear_messages(running)
-                running.exit_code = code
+            if running.pid == message["pid"]:
+                running.hear()
+                running.exit_code = message["code"]
                 return True
         return False
 
-    def _hear_bot(self, bot_id: str) -> bool:
-        return self._hear_messages(self._running[bot_id])
 
-    def _hear_messages(self, running: Running) -> bool:
-        changed = False
-        for message in running.pipes.receive():
-            changed |= _note(running, message)
-        return changed
+def _names(bot_id: str, folder: Path) -> dict[str, str]:
+    return {"MIVRA_BOT_ID": bot_id, "MIVRA_BOT_DIR": str(folder)}
 
 
-def _note(running: Running, message: dict[str, Any]) -> bool:
-    """Remember what a bot said; whether people should see it at once."""
-    kind = message.pop("type", None)
-    if kind == "state" and message.get("state") in REPORTED_STATES:
-        running.state = message["state"]
-        running.error = message.get("reason")
-        return True
-    if kind == "error":
-        running.error = str(message.get("message", ""))[:500]
-        return True
-    if kind == "beat":
-        running.has_beaten, is_first = True, not running.progress
-        running.progress = message
-        return is_first
-    return False
-
-
-def _started(pid: int) -> float | None:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def _is_alive(pid: int, pid_started: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        is_same = bool(abs(process.create_time() - pid_started) < SAME_START_S)
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def _is_stuck(running: Running) -> bool:
+    """Whether the fork server owes an answer."""
+    return running.pid is None and running.exit_code is None and running.uptime_s() > START_S

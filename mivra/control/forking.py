@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mivra.config import ROOT
 from mivra.control.pipes import Lines
 
 SEND_TIMEOUT_S = 2.0
@@ -27,6 +28,8 @@ class ForkServer:
                 [sys.executable, "-m", "mivra.control.forkserver", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                # Where the module is found, wherever the dashboard was started.
+                cwd=ROOT,
                 # A Ctrl-C at the dashboard is not for the bots.
                 start_new_session=True,
             )
@@ -39,12 +42,15 @@ class ForkServer:
         order = {"bot_id": bot_id, "folder": str(folder), "environ": environ}
         self._socket.sendall(json.dumps(order).encode() + b"\n")
 
-    def receive(self) -> list[dict[str, Any]]:
-        """What the server has said since."""
+    def receive(self) -> list[dict[str, Any]] | None:
+        """What the server has said since; None when it has ended. Never waits."""
         try:
-            return self._lines.feed(self._socket.recv(65536))
-        except OSError:
+            data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
             return []
+        except OSError:
+            return None
+        return self._lines.feed(data) if data else None
 
     def is_dead(self) -> bool:
         return self._process.poll() is not None
@@ -52,5 +58,6 @@ class ForkServer:
     def close(self) -> None:
         """End the server; its bots stay."""
         self._socket.close()
-        self._process.terminate()
+        # It has nothing to tidy up, and may be stopped.
+        self._process.kill()
         self._process.wait()

@@ -7,7 +7,9 @@ It ends when its executor is gone; the bots go on by themselves until their watc
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import select
 import signal
@@ -18,9 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mivra import config
-from mivra.bot.process import run
+from mivra.bot.__main__ import main as run_bot
 from mivra.control.pipes import Lines
+
+log = logging.getLogger(__name__)
 
 LOG_LIMIT = 1_000_000
 """Bytes after which a bot's log starts anew, so that a disk is not filled."""
@@ -28,6 +31,9 @@ LOG_LIMIT = 1_000_000
 
 def main() -> None:
     server, lines = socket.socket(fileno=int(sys.argv[1])), Lines()
+    # What is imported is never garbage: without this each bot's first collection copies all of it.
+    gc.collect()
+    gc.freeze()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -55,7 +61,14 @@ def _serve(server: socket.socket, order: Mapping[str, Any]) -> None:
         return
     if pid == 0:
         server.close()
-        os._exit(_become_bot(order))
+        code = 1
+        try:
+            code = _become_bot(order)
+        except Exception:
+            log.exception("The bot did not start")
+        finally:
+            # Whatever happened: above is the server's loop.
+            os._exit(code)
     _tell(server, {"bot_id": order["bot_id"], "pid": pid})
 
 
@@ -89,7 +102,7 @@ def _become_bot(order: Mapping[str, Any]) -> int:
     fresh = os.O_TRUNC if log.exists() and log.stat().st_size > LOG_LIMIT else os.O_APPEND
     _redirect(log, os.O_WRONLY | os.O_CREAT | fresh, 2)
     os.environ.update(order["environ"])
-    return run(config.load(os.environ), os.environ)
+    return run_bot()
 
 
 def _redirect(path: Path, flags: int, target: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import socket
 import threading
 import time
 import uuid
@@ -16,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from mivra.control.executor import Executor, Running
-from mivra.control.reconcile import Outcome, Row, reconcile
+from mivra.control.executor import Executor
+from mivra.control.reconcile import KILL_AFTER_S, Outcome, Row, crashed, reconcile
+from mivra.control.running import HOST, is_elsewhere, report_of
 from mivra.errors import Conflict, StoreError
 from mivra.store.base import Store, one
 
@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 """Without any hint the tables are read this often: the worst case of a command."""
-LEASE_S = 15.0
-"""How long the others wait before they take over from a listener that is silent."""
-MARGIN_S = 3.0
+LEASE_S = 10.0
+"""How long the others wait before they take over from a listener that is silent: in time for them to adopt its bots,
+which end themselves after 15 s without a word."""
+MARGIN_S = 2.0
 """A listener stops trusting its own lease this long before the others do."""
 RETRY_S = (0.2, 2.0)
 """First and longest pause while the database is away; jittered."""
@@ -48,7 +49,7 @@ class Listener:
     """A supervised thread that carries out what bot_control says."""
 
     def __init__(self, store: Store, home: Path, environ: dict[str, str]) -> None:
-        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.holder = f"{HOST}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._store = store
         self._home = home
         self._environ = environ
@@ -56,7 +57,7 @@ class Listener:
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
             os.set_blocking(end, False)
-        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+        self._thread: threading.Thread | None = None
         self._term = 0
         self._acting = False
         self._trusted_until = 0.0
@@ -67,13 +68,17 @@ class Listener:
         self._error: str | None = None
 
     def start(self) -> None:
+        """OSError when the system starts no more processes."""
+        executor = Executor(self._home, self._environ)
+        self._thread = threading.Thread(target=self._run, args=[executor], name="listener", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Hand over at once and leave the bots to the next listener."""
         self._stopping.set()
         self.wake()
-        self._thread.join()
+        if self._thread:
+            self._thread.join()
         os.close(self._woken)
         os.close(self._wake)
 
@@ -86,10 +91,10 @@ class Listener:
 
     def state(self) -> ListenerState:
         age = None if self._swept_at is None else time.monotonic() - self._swept_at
-        return ListenerState(self.holder, self._acting, self._term, age, self._error)
+        acting = self._acting and time.monotonic() <= self._trusted_until
+        return ListenerState(self.holder, acting, self._term, age, self._error)
 
-    def _run(self) -> None:
-        executor = Executor(self._home, self._environ)
+    def _run(self, executor: Executor) -> None:
         pause = RETRY_S[0]
         while not self._stopping.is_set():
             try:
@@ -99,7 +104,8 @@ class Listener:
                 self._error = str(error)
                 log.warning("The listener cannot reach the database: %s", error)
                 pause = self._rest(pause)
-            except Exception:  # The top of the thread: a fault is logged, the thread lives on.
+            except Exception as error:  # The top of the thread: a fault is logged, the thread lives on.
+                self._error = f"{type(error).__name__}: {error}"
                 log.exception("The listener failed; it tries again")
                 pause = self._rest(pause)
         self._hand_over()
@@ -131,8 +137,8 @@ class Listener:
         self._swept_at = time.monotonic()
         if not self._acting:
             return
-        # Trusted from the moment of asking: the answer may have been long on its way.
-        self._trusted_until = asked_at + LEASE_S - MARGIN_S
+        # Trusted from the moment of asking, the answer may have been long on its way; not every claim renews the lease.
+        self._trusted_until = asked_at + claim["lease_left"] - MARGIN_S
         self._clock_offset = claim["now"] - datetime.now(claim["now"].tzinfo)
         self._rows = {row.bot_id: row for row in msgspec.convert(claim["bots"], list[Row])}
         executor.keep_watching()
@@ -146,6 +152,8 @@ class Listener:
                 executor.forget(bot_id)
             elif running.stop_sent_at is None:
                 executor.command(bot_id, running.commanded, "stop")
+            elif time.monotonic() - running.stop_sent_at > KILL_AFTER_S:
+                executor.kill(bot_id)
 
     def _change_term(self, executor: Executor, acting: bool, term: int) -> None:
         log.info("Listener %s, term %s: %s", self.holder, term, "acting" if acting else "standing by")
@@ -166,30 +174,38 @@ class Listener:
             self._write(executor, reports)
 
     def _reconcile(self, executor: Executor, row: Row, now: datetime) -> dict[str, Any] | None:
-        if row.bot_id not in executor.processes() and row.bot_id not in self._reported:
+        if row.bot_id not in executor.processes():
             executor.adopt(row)
         running = executor.processes().get(row.bot_id)
-        outcome = reconcile(row, running.view() if running else None, now)
-        self._act(executor, row, outcome)
+        if running is None and is_elsewhere(row, now):
+            return None
+        outcome = self._act(executor, row, reconcile(row, running.view() if running else None, now), now)
         return self._new_report(executor, row, outcome)
 
-    def _act(self, executor: Executor, row: Row, outcome: Outcome) -> None:
+    def _act(self, executor: Executor, row: Row, outcome: Outcome, now: datetime) -> Outcome:
         match outcome.action:
             case "start":
-                executor.start(row)
+                try:
+                    executor.start(row)
+                except OSError as error:
+                    return crashed(row, f"The bot's process could not be started: {error}", now)
             case "pause" | "resume" | "stop":
                 executor.command(row.bot_id, row.generation, outcome.action)
             case "kill":
                 executor.kill(row.bot_id)
             case "forget":
                 executor.forget(row.bot_id)
+                # What is desired of it now need not wait for the sweep.
+                self.wake()
+        return outcome
 
     def _new_report(self, executor: Executor, row: Row, outcome: Outcome) -> dict[str, Any] | None:
         """What to write of a bot; None when nothing is new."""
         running = executor.processes().get(row.bot_id)
-        report = _report_of(row, outcome, running)
+        report = report_of(row, outcome, running)
         has_beaten = running is not None and running.has_beaten
-        if not has_beaten and self._reported.get(row.bot_id) == report:
+        is_written = (row.state, row.observed_generation) == (outcome.state, outcome.observed_generation)
+        if not has_beaten and is_written and self._reported.get(row.bot_id) == report:
             return None
         if running:
             running.has_beaten = False
@@ -210,10 +226,6 @@ class Listener:
             self._store.call("report_bots", holder=self.holder, term=self._term, reports=reports)
         except Conflict:
             self._change_term(executor, acting=False, term=self._term)
-        except StoreError:
-            # Not known whether it was written: write it again.
-            self._reported.clear()
-            raise
 
     def _hand_over(self) -> None:
         try:
@@ -222,20 +234,7 @@ class Listener:
             log.warning("The lease could not be handed over, it ends by itself: %s", error)
 
     def _rest(self, pause: float) -> float:
+        # Not known what was written: write it again.
+        self._reported.clear()
         self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         return min(pause * 2, RETRY_S[1])
-
-
-def _report_of(row: Row, outcome: Outcome, running: Running | None) -> dict[str, Any]:
-    return {
-        "bot_id": row.bot_id,
-        "state": outcome.state,
-        "observed_generation": outcome.observed_generation,
-        "attempts": outcome.attempts,
-        "next_retry_at": outcome.next_retry_at.isoformat() if outcome.next_retry_at else None,
-        "error": outcome.error,
-        "host": socket.gethostname() if running else None,
-        "pid": running.pid if running else None,
-        "pid_started": running.pid_started if running else None,
-        "progress": running.progress if running else None,
-    }

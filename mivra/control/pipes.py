@@ -30,7 +30,11 @@ class Pipes:
         self._lines = Lines()
         # Read and write: opening never waits for the other side, and its end is never seen as an end of file.
         self._to_bot = os.open(folder / "in", os.O_RDWR | os.O_NONBLOCK)
-        self._from_bot = os.open(folder / "out", os.O_RDWR | os.O_NONBLOCK)
+        try:
+            self._from_bot = os.open(folder / "out", os.O_RDWR | os.O_NONBLOCK)
+        except OSError:
+            os.close(self._to_bot)
+            raise
 
     @classmethod
     def make(cls, folder: Path) -> Pipes:
@@ -45,12 +49,12 @@ class Pipes:
         return self._from_bot
 
     def send(self, message: dict[str, Any]) -> bool:
-        """Whether it was sent; a bot that reads nothing any more has a full pipe."""
+        """Whether it was sent whole; a bot that reads nothing any more has a full pipe."""
+        line = json.dumps(message).encode() + b"\n"
         try:
-            os.write(self._to_bot, json.dumps(message).encode() + b"\n")
+            return os.write(self._to_bot, line) == len(line)
         except BlockingIOError:
             return False
-        return True
 
     def receive(self) -> list[dict[str, Any]]:
         """The messages that have come."""

@@ -24,8 +24,16 @@ KILL_AFTER_S = 25.0
 """A bot that is still there this long after a stop is killed."""
 HEALTHY_S = 60.0
 """A bot that ran this long has left its earlier crashes behind."""
+REFUSED = 2
+"""Exit code of a bot whose config or data is wrong: starting it again changes nothing."""
 UNWATCHED = 3
 """Exit code of a bot that stopped itself because nobody watched it: no fault of the bot's."""
+TAKEN = 4
+"""Exit code of a bot whose process of before is still there; that one ends itself soon, as nobody watches it."""
+TAKEN_PAUSE_S = 2.0
+"""Pause until such a bot is started again."""
+GONE_S = 20.0
+"""An unwatched bot has ended this long after its last heartbeat, wherever it ran."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,7 @@ def _without_process(row: Row, now: datetime) -> Outcome:
         return Outcome("failed", row.generation, error="The start came too late and was not carried out; start again")
     if row.state == "failed" and not is_new:
         return _waiting_for_retry(row, now)
-    return Outcome("starting", row.observed_generation, "start", attempts=0 if is_new else row.attempts)
+    return Outcome("starting", row.observed_generation, "start", attempts=_crashes(row))
 
 
 def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
@@ -109,15 +117,30 @@ def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
 def _after_exit(row: Row, process: Process, code: int, now: datetime, jitter: Callable[[], float]) -> Outcome:
     if row.desired == "stopped":
         return Outcome("stopped", row.generation, "forget")
-    if process.stopping_for_s is not None or code == UNWATCHED:
+    if process.stopping_for_s is not None or process.state == "stopping" or code == UNWATCHED:
         # It went because it was told to, or because nobody watched: the start that came since is carried out now.
-        return Outcome("starting", row.observed_generation, "forget", attempts=row.attempts)
-    attempts = row.attempts + 1
+        return Outcome("starting", row.observed_generation, "forget", attempts=_crashes(row))
     error = process.error or f"The bot ended with exit code {code}"
+    if code == TAKEN:
+        pause = timedelta(seconds=TAKEN_PAUSE_S)
+        return Outcome("failed", row.generation, "forget", _crashes(row), now + pause, error)
+    return crashed(row, error, now, jitter, is_final=code == REFUSED)
+
+
+def crashed(
+    row: Row, error: str, now: datetime, jitter: Callable[[], float] = random.random, *, is_final: bool = False
+) -> Outcome:
+    """A crash, or a start that did not succeed: tried again after a pause, until only a person may."""
+    attempts = MAX_ATTEMPTS if is_final else _crashes(row) + 1
     if attempts >= MAX_ATTEMPTS:
-        return Outcome("failed", row.generation, "forget", attempts, None, f"{error}; given up, start it again by hand")
+        return Outcome("failed", row.generation, "forget", attempts, None, f"{error}; not tried again by itself")
     pause = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** (attempts - 1)) * (0.5 + 0.5 * jitter())
     return Outcome("failed", row.generation, "forget", attempts, now + timedelta(seconds=pause), error)
+
+
+def _crashes(row: Row) -> int:
+    """Crashes in a row; a new command begins to count anew."""
+    return 0 if row.generation > row.observed_generation else row.attempts
 
 
 def _with_process(row: Row, process: Process) -> Outcome:
@@ -128,16 +151,17 @@ def _with_process(row: Row, process: Process) -> Outcome:
         return replace(_stopping(row, process), observed_generation=row.observed_generation)
     command: Literal["pause", "resume"] = "pause" if row.desired == "paused" else "resume"
     action = command if process.commanded < row.generation else None
-    attempts = 0 if process.uptime_s > HEALTHY_S else row.attempts
-    if process.state == row.desired:
+    attempts = 0 if process.uptime_s > HEALTHY_S else _crashes(row)
+    # A bot that paused itself, and says why, has done what it was told: only a new command makes it go on.
+    has_paused_itself = process.state == "paused" and process.error is not None and action is None
+    if process.state == row.desired or has_paused_itself:
         return Outcome(process.state, row.generation, action, attempts, error=process.error)
-    # A bot that paused itself has done what it was told before: only a new command makes it go on.
     state: Observed = "pausing" if row.desired == "paused" and process.state == "running" else process.state
     return Outcome(state, row.observed_generation, action, attempts, error=process.error)
 
 
 def _stopping(row: Row, process: Process) -> Outcome:
     if process.stopping_for_s is None:
-        return Outcome("stopping", row.observed_generation, "stop", row.attempts)
+        return Outcome("stopping", row.observed_generation, "stop", _crashes(row))
     action: Literal["kill"] | None = "kill" if process.stopping_for_s > KILL_AFTER_S else None
-    return Outcome("stopping", row.observed_generation, action, row.attempts)
+    return Outcome("stopping", row.observed_generation, action, _crashes(row))

@@ -54,6 +54,8 @@ class Signals:
         pause = BACKOFF_S[0]
         while not self._stopping.is_set():
             try:
+                # Time goes on without a connection too.
+                self._tick()
                 with connect(self._dsn, "mivra signals") as connection, translated():
                     # Subscribed first, read second: the other order loses what comes in between.
                     connection.execute("listen mivra_events")
@@ -73,6 +75,5 @@ class Signals:
                 self._on_event(hint.payload)
 
     def _rest(self, pause: float) -> float:
-        self._tick()
         self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         return min(pause * 2, BACKOFF_S[1])
