@@ -1,4 +1,4 @@
-"""Where orders go: the protocol of a broker, and the paper broker."""
+"""Where orders go: what a broker promises, and the paper one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from datetime import datetime
 from typing import Protocol
 
 from mivra.bot.market import Feed
-from mivra.bot.trade import Result, Trade
+from mivra.bot.trade import Trade
 from mivra.errors import BrokerError
 
 
 class Broker(Protocol):
-    """A broker of short options. No method blocks longer than a loop of the bot may take."""
+    """None of its methods may block longer than a loop of the bot may take."""
 
     def place(self, order: Trade) -> Trade:
-        """Open a position and return it as the broker opened it (its times, its payout rate).
+        """Open a position and return it as it was opened (its times, its payout rate); BrokerError when refused.
 
-        external_id is the client order id: placing it again opens nothing new. BrokerError when it is refused.
+        external_id is the client order id: placing it again opens nothing new.
         """
 
     def results(self, now: datetime) -> list[Trade]:
@@ -54,16 +54,13 @@ class PaperBroker:
 
     def restore(self, trades: Iterable[Trade]) -> None:
         """See Broker.restore."""
-        for trade in trades:
-            self._open.setdefault(trade.external_id, trade)
+        self._open = {trade.external_id: trade for trade in trades} | self._open
 
     def _settle(self, trade: Trade) -> Trade:
-        opened = self._feed.price(trade.asset, trade.opened_at.timestamp())
-        ended = self._feed.price(trade.asset, trade.expires_at.timestamp())
-        return trade.settled(_result(ended - opened if trade.direction == "call" else opened - ended))
+        rise = self._price(trade, trade.expires_at) - self._price(trade, trade.opened_at)
+        if rise == 0:
+            return trade.settled("TIE")
+        return trade.settled("WIN" if (rise > 0) == (trade.direction == "call") else "LOSS")
 
-
-def _result(gain: float) -> Result:
-    if gain == 0:
-        return "TIE"
-    return "WIN" if gain > 0 else "LOSS"
+    def _price(self, trade: Trade, at: datetime) -> float:
+        return self._feed.price(trade.asset, at.timestamp())

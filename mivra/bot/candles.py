@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,66 +38,55 @@ def read_candles(path: Path) -> tuple[Candle, ...]:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            candles = sorted(_candles(path, csv.reader(file)), key=lambda candle: candle.time)
+            return tuple(sorted(_candles(csv.reader(file)), key=lambda candle: candle.time))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CandleError(f"{path} cannot be read as a CSV of candles: {error}") from error
-    if not candles:
-        raise CandleError(f"{path}, line 1: no candles follow the column names")
-    return tuple(candles)
+    except ValueError as error:
+        raise CandleError(f"{path}, {error}") from error
 
 
-def _candles(path: Path, lines: Iterator[list[str]]) -> Iterator[Candle]:
-    places = _places(path, next(lines, []))
-    for number, line in enumerate(lines, start=2):
-        if any(line):
-            yield _candle(f"{path}, line {number}", line, places)
-
-
-def _places(path: Path, header: list[str]) -> Mapping[str, int]:
-    names = [name.strip().lower() for name in header]
+def _candles(lines: Iterator[list[str]]) -> Iterator[Candle]:
+    names = [name.strip().lower() for name in next(lines, [])]
     for column in COLUMNS:
         if column not in names:
-            raise CandleError(f'{path}, line 1: there is no column "{column}"; needed are {", ".join(COLUMNS)}')
-    return {column: names.index(column) for column in COLUMNS}
+            raise ValueError(f'line 1: there is no column "{column}"; needed are {", ".join(COLUMNS)}')
+    number = 1
+    for number, line in enumerate(lines, start=2):
+        if any(line):
+            try:
+                yield _candle(names, line)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    if number == 1:
+        raise ValueError("line 1: no candles follow the column names")
 
 
-def _candle(where: str, line: list[str], places: Mapping[str, int]) -> Candle:
-    if len(line) <= max(places.values()):
-        raise CandleError(f"{where}: has {len(line)} values, fewer than the columns")
-    prices = {name: _price(where, name, line[places[name]]) for name in COLUMNS[1:]}
-    if (
-        not prices["low"]
-        <= min(prices["open"], prices["close"])
-        <= max(prices["open"], prices["close"])
-        <= prices["high"]
-    ):
-        raise CandleError(f"{where}: low must be the lowest and high the highest of the four prices")
-    return Candle(_time(where, line[places["time"]]), **prices)
+def _candle(names: list[str], line: list[str]) -> Candle:
+    values = dict(zip(names, line, strict=False))
+    if not values.keys() >= set(COLUMNS):
+        raise ValueError(f"has {len(line)} values, fewer than the columns")
+    prices = {name: _number(values[name]) for name in COLUMNS[1:]}
+    for name, price in prices.items():
+        if not 0 < price < math.inf:
+            raise ValueError(f'{name} is "{values[name]}"; write a price above 0')
+    if prices["low"] != min(prices.values()) or prices["high"] != max(prices.values()):
+        raise ValueError("low must be the lowest and high the highest of the four prices")
+    return Candle(_time(values["time"]), **prices)
 
 
-def _price(where: str, name: str, text: str) -> float:
+def _number(text: str) -> float:
     try:
-        price = float(text)
+        return float(text)
     except ValueError:
-        price = math.nan
-    if not (math.isfinite(price) and price > 0):
-        raise CandleError(f'{where}: {name} is "{text}"; write a price above 0')
-    return price
+        return math.nan
 
 
-def _time(where: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = _iso_time(where, text)
+def _time(text: str) -> float:
+    seconds = _number(text)
+    if math.isnan(seconds):
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(text.strip())
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(seconds):
-        raise CandleError(f'{where}: time is "{text}"; write an ISO date or unix seconds')
+        raise ValueError(f'time is "{text}"; write an ISO date or unix seconds')
     return seconds
-
-
-def _iso_time(where: str, text: str) -> float:
-    try:
-        moment = datetime.fromisoformat(text.strip())
-    except ValueError as error:
-        raise CandleError(f'{where}: time is "{text}"; write an ISO date or unix seconds') from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -6,24 +6,21 @@ import os
 import select
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from mivra.errors import ControlError
+from mivra.lines import Lines, encoded
 
 MAX_LINE = select.PIPE_BUF
 """Bytes; a pipe that select calls writable takes so many without blocking, whole or not at all."""
-
 MAX_MESSAGE = 800
 """Characters of a log line: with four bytes each, it still fits in MAX_LINE."""
-
 MAX_WAITING = 64
 """Lines kept while nobody reads; the oldest go first, because the newest state is the one that counts."""
-
-MAX_PARTIAL = 1 << 20
-"""Bytes without a line end after which the other side is not speaking our language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +40,43 @@ class Start:
         except msgspec.ValidationError as error:
             raise ControlError(f"The start line is wrong: {error}") from error
 
+    def check(self, bot_id: str) -> None:
+        """ControlError when it is not for this bot, or for nobody."""
+        if self.bot_id != bot_id:
+            raise ControlError(f"This process is for bot {bot_id}, not for {self.bot_id}")
+        if self.user_id is None:
+            raise ControlError("The bot belongs to no user, so its trades would too; give it one")
+
 
 class Channel:
-    """Both directions; the file descriptors may be blocking and shared, so neither is changed."""
+    """Both directions; the file descriptors may be shared, so they stay as they are."""
 
     def __init__(self, incoming: int = 0, outgoing: int = 1) -> None:
         self._incoming, self._outgoing = incoming, outgoing
-        self._partial = b""
+        self._lines = Lines()
         self._ended = False
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
+        self._woken, self._wake = os.pipe()
 
-    def receive(self, timeout: float, wakeup: int) -> list[dict[str, Any]]:
-        """Messages from the executor; waits for one, for the wakeup descriptor or for the timeout in seconds."""
+    def receive(self, timeout: float) -> list[dict[str, Any]]:
+        """Messages from the executor or from `interrupt`; waits for one or for the timeout in seconds."""
         self.flush()
-        sources = [wakeup] if self._ended else [self._incoming, wakeup]
+        sources = [self._woken] if self._ended else [self._incoming, self._woken]
         ready, _, _ = select.select(sources, [], [], max(timeout, 0.0))
-        return self._read() if self._incoming in ready else []
+        return [message for source in ready for message in self._read(source)]
+
+    def interrupt(self, message: Mapping[str, Any]) -> None:
+        """Receive this message, too: for signal handlers, after which Python goes on with a select."""
+        os.write(self._wake, encoded(message))
 
     def send(self, kind: str, **values: object) -> None:
         """A line that the executor should not miss: it waits while the pipe is full."""
         self._waiting.append(_line(kind, values))
         self.flush()
+
+    def log(self, level: str, message: str) -> None:
+        """A line for the operator."""
+        self.send("log", level=level, message=message)
 
     def beat(self, **values: object) -> None:
         """A line that is worthless later: dropped while the pipe is full."""
@@ -75,34 +88,22 @@ class Channel:
         while self._waiting and self._write(self._waiting[0]):
             self._waiting.popleft()
 
-    def _read(self) -> list[dict[str, Any]]:
-        chunk = os.read(self._incoming, 1 << 16)
-        self._ended = not chunk
-        *lines, self._partial = (self._partial + chunk).split(b"\n")
-        if len(self._partial) > MAX_PARTIAL:
-            self._partial = b""
-        return [message for line in lines if (message := _message(line)) is not None]
+    def _read(self, source: int) -> list[dict[str, Any]]:
+        data = os.read(source, 1 << 16)
+        if source == self._woken:
+            return Lines().feed(data)
+        self._ended = not data
+        return self._lines.feed(data)
 
     def _write(self, line: bytes) -> bool:
         """Whether the line is done with: written, or without anybody to read it."""
         if not select.select([], [self._outgoing], [], 0)[1]:
             return False
-        try:
+        with suppress(BrokenPipeError, BlockingIOError):
             os.write(self._outgoing, line)
-        except BlockingIOError:
-            return False
-        except BrokenPipeError:
-            pass
         return True
 
 
 def _line(kind: str, values: Mapping[str, object]) -> bytes:
     short = {k: v[:MAX_MESSAGE] if isinstance(v, str) else v for k, v in values.items()}
-    return msgspec.json.encode({"type": kind, **short}) + b"\n"
-
-
-def _message(line: bytes) -> dict[str, Any] | None:
-    try:
-        return msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError:
-        return None
+    return encoded({"type": kind, **short})

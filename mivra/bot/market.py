@@ -1,7 +1,4 @@
-"""Prices: what an asset costs at a moment, as a pure function of that moment.
-
-Nothing here has a state, so that any process can settle any trade, also one that a killed process left open.
-"""
+"""Prices, a pure function of asset and moment: any process can settle any trade, also one of a killed process."""
 
 from __future__ import annotations
 
@@ -16,19 +13,14 @@ from mivra.bot.candles import Candle, read_candles
 
 SAMPLES = 4
 """Prices per candle besides its first: as many as the bot's loop sees in a second."""
-
 DIGITS = 6
 """Significant digits of a price, as brokers quote; it makes about one option in a hundred end as a tie."""
-
 VOLATILITY = 5.0e-5
 """Standard deviation of the logarithm of a price over one second: 28 % a year, between currencies and crypto."""
-
 COARSEST, FINEST = 22, -2
 """Powers of two of seconds: the walk is pinned to its level every 48 days, and straight within a quarter second."""
-
 LEVELS = {"EURUSD": 1.09, "GBPUSD": 1.27, "USDJPY": 149.0, "BTCUSD": 64_000.0, "ETHUSD": 3_100.0, "XAUUSD": 2_300.0}
 """Where well-known assets stand; the others get a level from their name."""
-
 _MASK = (1 << 64) - 1
 _WIDTH = math.sqrt(3)
 
@@ -40,16 +32,15 @@ class Feed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SyntheticFeed:
-    """A random walk with realistic volatility: Lévy's construction, whose increments nobody can predict.
+    """A random walk with realistic volatility by Lévy's construction: nobody can predict its next move.
 
     Each interval's midpoint is displaced from the straight line by a hashed amount, then each half's, and so on; the
-    displacement of a midpoint has the deviation sqrt(length)/2 of a Brownian bridge.
+    displacement has the deviation sqrt(length)/2 of a Brownian bridge.
     """
 
     seed: int = 0
 
     def price(self, asset: str, at: float) -> float:
-        """See Feed.price."""
         level, octaves = _identity(self.seed, asset)
         walk = 0.0
         for frequency, size, key in octaves:
@@ -66,7 +57,6 @@ class ReplayFeed:
     seconds: float = 1.0
 
     def price(self, asset: str, at: float) -> float:
-        """See Feed.price."""
         count, inside = divmod(at / self.seconds, 1.0)
         return _along(self.series[int(count) % len(self.series)], inside)
 

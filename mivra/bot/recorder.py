@@ -18,8 +18,6 @@ from mivra.store.base import Store
 FIRST_RETRY_S, LAST_RETRY_S = 0.1, 5.0
 """A restarted database is back in a second or two; asking one that stays away costs it nothing at this pace."""
 
-StoreFactory = Callable[[], AbstractContextManager[Store]]
-
 log = logging.getLogger(__name__)
 
 
@@ -29,29 +27,25 @@ def jittered(failures: int) -> float:
 
 
 class Recorder:
-    """Writes from a thread of its own; at most one record per trade waits, its newest.
+    """Writes from a thread of its own what came while it wrote last; of each trade only the newest state waits.
 
-    A batch is what came while the last one was written, so a lone trade leaves at once. An open and its close never
-    share a batch: a close that overtakes its open takes its place. A repeated batch changes nothing (record_trades).
-    From the first failure on, all that waits is on disk too.
+    A repeated batch changes nothing (record_trades). From the first failure on, all that waits is on disk too.
     """
 
     def __init__(
         self,
-        open_store: StoreFactory,
+        open_store: Callable[[], AbstractContextManager[Store]],
         spool: Spool,
         *,
         bot_id: str,
         run_id: str,
         backoff: Callable[[int], float] = jittered,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._open_store, self._spool, self._backoff, self._monotonic = open_store, spool, backoff, monotonic
+        self._open_store, self._spool, self._backoff = open_store, spool, backoff
         self._bot_id, self._run_id = bot_id, run_id
         self._wake = threading.Condition()
         self._pending = {trade.external_id: trade for trade in spool.load()}
         self._left_open = [trade for trade in self._pending.values() if trade.status == "open"]
-        self._spooled = bool(self._pending)
         self._asked = False
         self._stop_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -63,7 +57,6 @@ class Recorder:
         """Level and message, for the operator; taken from the left by the bot's loop."""
 
     def start(self) -> None:
-        """Begin to write; the database may be away."""
         self._thread.start()
 
     def put(self, trade: Trade) -> None:
@@ -88,13 +81,12 @@ class Recorder:
     def stop(self, within: float) -> int:
         """Write what waits for at most so many seconds; the rest goes to disk, and its number is returned."""
         with self._wake:
-            self._stop_at = self._monotonic() + within
+            self._stop_at = time.monotonic() + within
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join(within)
         with self._wake:
-            if self._pending:
-                self._save()
+            self._save()
             return len(self._pending)
 
     def _run(self) -> None:
@@ -121,7 +113,7 @@ class Recorder:
             return not self._over()
 
     def _over(self) -> bool:
-        return self._stop_at is not None and (not self._pending or self._monotonic() >= self._stop_at)
+        return self._stop_at is not None and (not self._pending or time.monotonic() >= self._stop_at)
 
     def _turn(self, store: Store) -> None:
         with self._wake:
@@ -130,7 +122,9 @@ class Recorder:
             self._write(store, batch)
         if not self._asked:
             self._find_left_open(store)
-        self._succeeded()
+        if self.failures:
+            self.notes.append(("info", f"The database is back after {self.failures} tries"))
+        self.failures = 0
 
     def _write(self, store: Store, batch: list[Trade]) -> None:
         try:
@@ -144,14 +138,19 @@ class Recorder:
         else:
             self._forget(batch)
 
+    def _refuse(self, trade: Trade, error: InvalidData) -> None:
+        self._spool.refuse(trade)
+        self.refused += 1
+        self.notes.append(("error", f"The database refused trade {trade.external_id}, kept in refused.jsonl: {error}"))
+        self._forget([trade])
+
     def _forget(self, batch: list[Trade]) -> None:
         with self._wake:
             for trade in batch:
                 if self._pending.get(trade.external_id) is trade:
                     del self._pending[trade.external_id]
-            if self._spooled and not self._pending:
+            if not self._pending:
                 self._spool.clear()
-                self._spooled = False
 
     def _find_left_open(self, store: Store) -> None:
         found = [Trade.parse(row) for row in store.call("open_trades", bot=self._bot_id)]
@@ -162,31 +161,20 @@ class Recorder:
             ]
             self._asked = True
 
-    def _refuse(self, trade: Trade, error: InvalidData) -> None:
-        self._spool.refuse(trade)
-        self.refused += 1
-        self.notes.append(("error", f"The database refused trade {trade.external_id}, kept in refused.jsonl: {error}"))
-        self._forget([trade])
-
-    def _succeeded(self) -> None:
-        if self.failures:
-            self.notes.append(("info", f"The database is back after {self.failures} tries"))
-        self.failures = 0
-
     def _failed(self, error: Exception) -> None:
         with self._wake:
             self.failures += 1
             if self.failures == 1:
                 self.notes.append(("warning", f"Trades are kept until the database takes them: {error}"))
-            if self._pending:
-                self._save()
+            self._save()
             stop_at = self._stop_at
             # A stop ends the wait, for a last try.
             self._wake.wait_for(lambda: self._stop_at != stop_at, self._backoff(self.failures))
 
     def _save(self) -> None:
+        if not self._pending:
+            return
         try:
             self._spool.save(self._pending.values())
-            self._spooled = True
         except OSError as error:
             self.notes.append(("error", f"Trades that wait for the database cannot be kept on disk: {error}"))

@@ -16,25 +16,22 @@ class Spool:
     """A file with the trades that are not in the database yet, and one with those that it will never take."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._path = folder / "unwritten.jsonl"
-        self._refused = folder / "refused.jsonl"
 
     def load(self) -> list[Trade]:
         """The trades that an earlier process could not write."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_bytes().splitlines()
+        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         return [self._parse(number, line) for number, line in enumerate(lines, start=1)]
 
     def save(self, trades: Iterable[Trade]) -> None:
         """Replace the file at once and durably: after a power cut it is the old one or the new one."""
         fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.writelines(map(_line, trades))
-            file.flush()
-            os.fsync(file.fileno())
+        _write(fresh, "wb", trades)
         fresh.replace(self._path)
-        _sync_folder(self._path.parent)
+        folder = os.open(self._folder, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
 
     def clear(self) -> None:
         """All of them are in the database."""
@@ -42,25 +39,17 @@ class Spool:
 
     def refuse(self, trade: Trade) -> None:
         """Keep for a person what the database calls invalid."""
-        with self._refused.open("ab") as file:
-            file.write(_line(trade))
-            file.flush()
-            os.fsync(file.fileno())
+        _write(self._folder / "refused.jsonl", "ab", [trade])
 
     def _parse(self, number: int, line: bytes) -> Trade:
         try:
-            return Trade.parse(msgspec.json.decode(line))
-        except (msgspec.DecodeError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+            return msgspec.json.decode(line, type=Trade)
+        except ValueError as error:
             raise ControlError(f"{self._path}, line {number} is damaged: {error}; repair it or move it away") from error
 
 
-def _line(trade: Trade) -> bytes:
-    return msgspec.json.encode(trade.as_json()) + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write(path: Path, mode: str, trades: Iterable[Trade]) -> None:
+    with path.open(mode) as file:
+        file.writelines(msgspec.json.encode(trade) + b"\n" for trade in trades)
+        file.flush()
+        os.fsync(file.fileno())

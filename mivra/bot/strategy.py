@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Literal, Protocol
 
 from talipp.indicators import EMA, RSI
 
 from mivra.bot.candles import Candle
+from mivra.bot.market import Feed, candle
 
 Direction = Literal["call", "put"]
 
+CANDLE_S = 1.0
+"""Seconds of the strategy's candles: short enough for options that last from five seconds."""
 WARM_UP = 80
 """Candles before the first signal: after so many, the start of the slowest average weighs less than 1 in 1,000."""
-
+CATCH_UP = 30
+"""Candles taken at one look, a few milliseconds: a new bot's first look waits for no more, the third is warm."""
 KEPT = 64
 """Values that the indicators keep: more than their longest period, which they must not take for a start."""
 
@@ -38,7 +42,6 @@ class Balanced:
         self._fast, self._slow, self._momentum = EMA(self.FAST), EMA(self.SLOW), RSI(self.MOMENTUM)
 
     def update(self, candle: Candle) -> Direction | None:
-        """See Strategy.update."""
         for indicator in (self._fast, self._slow, self._momentum):
             indicator.add(candle.close)
         self._forget()
@@ -61,5 +64,26 @@ class Balanced:
                 indicator.purge_oldest(KEPT)
 
 
-strategies: Mapping[str, Callable[[], Strategy]] = MappingProxyType({"balanced": Balanced})
+strategies: Mapping[str, Callable[[], Strategy]] = {"balanced": Balanced}
 """By the name that a bot's config uses."""
+
+
+class Outlook:
+    """A strategy that is kept abreast of an asset's candles."""
+
+    def __init__(self, strategy: str, feed: Feed, asset: str) -> None:
+        self._new, self._feed, self._asset = strategies[strategy], feed, asset
+        self._strategy = self._new()
+        self._next = 0
+
+    def signal(self, at: float) -> Direction | None:
+        """The answer to the newest candle at a moment in unix seconds, once; None before the strategy is warm."""
+        newest = math.floor(at / CANDLE_S) - 1
+        if abs(newest - self._next) > WARM_UP:
+            # The first look, or the clock jumped: the past is in the feed, so the strategy starts afresh at once.
+            self._strategy, self._next = self._new(), newest - WARM_UP
+        direction = None
+        for number in range(self._next, min(newest, self._next + CATCH_UP - 1) + 1):
+            direction = self._strategy.update(candle(self._feed, self._asset, number * CANDLE_S, CANDLE_S))
+            self._next = number + 1
+        return direction if self._next > newest else None

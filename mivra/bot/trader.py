@@ -1,23 +1,58 @@
-"""One look at the market: settle what ended, ask the strategy, place what passes the gate."""
+"""One look at the market: settle what ended, ask the strategy, place what the limits allow."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from decimal import Decimal
 
 from mivra.bot.broker import Broker
-from mivra.bot.config import BotConfig
-from mivra.bot.gate import Gate, Tally
-from mivra.bot.market import Feed, candle
+from mivra.bot.config import MAX_STAKE, BotConfig
+from mivra.bot.market import Feed
 from mivra.bot.recorder import Recorder
-from mivra.bot.strategy import WARM_UP, Direction, strategies
-from mivra.bot.trade import Trade, expiry, moment
+from mivra.bot.strategy import Direction, Outlook
+from mivra.bot.trade import CENT, Trade, moment
 from mivra.errors import BrokerError
 
-CANDLE_S = 1.0
-"""Seconds of the strategy's candles: short enough for options that last from five seconds."""
+MAX_OPEN = 1
+"""Positions at a time: the next order may depend on how this one ends."""
+MAX_UNWRITTEN = 20
+"""Trades that may wait for the database: what a person can still check by hand when the disk is lost as well."""
+
+
+def refusal(stake: Decimal, *, open_trades: int, unwritten: int) -> str | None:
+    """Why an order may not go out now, in words for the operator; None when it may. Every order passes here."""
+    if stake > MAX_STAKE:
+        return f"A stake of {stake} is above the cap of {MAX_STAKE}"
+    if open_trades >= MAX_OPEN:
+        return "A position is open"
+    if unwritten >= MAX_UNWRITTEN:
+        return f"{unwritten} trades wait for the database"
+    return None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What this process opened, and what became of it."""
+
+    trades: int = 0
+    wins: int = 0
+    losses: int = 0
+    ties: int = 0
+    losses_in_row: int = 0
+    pnl: Decimal = Decimal(0)
+
+    def count(self, trade: Trade) -> None:
+        """Add a settled trade; a tie neither continues nor ends a row of losses."""
+        match trade.result:
+            case "WIN":
+                self.wins, self.losses_in_row = self.wins + 1, 0
+            case "LOSS":
+                self.losses, self.losses_in_row = self.losses + 1, self.losses_in_row + 1
+            case _:
+                self.ties += 1
+        self.pnl += trade.pnl or 0
 
 
 class Trader:
@@ -29,30 +64,28 @@ class Trader:
         feed: Feed,
         broker: Broker,
         recorder: Recorder,
+        log: Callable[[str, str], None],
         *,
         bot_id: str,
         user_id: str,
         run_id: str,
-        log: Callable[[str, str], None],
     ) -> None:
-        self.config, self._feed, self._broker, self._recorder, self._log = config, feed, broker, recorder, log
+        self._config, self._broker, self._recorder, self._log = config, broker, recorder, log
         self._bot_id, self._user_id, self._run_id = bot_id, user_id, run_id
-        self._gate, self.tally = Gate(config), Tally()
-        self._strategy = strategies[config.strategy]()
-        self._next_candle = 0
+        self._outlook = Outlook(config.strategy, feed, config.asset)
+        self._tally = Tally()
         self._pardoned = 0
 
     def step(self, at: float, *, trading: bool) -> None:
         """One loop at a moment in unix seconds; without trading, open positions still settle."""
         self._restore(self._recorder.take_left_open())
-        self._settle(moment(at))
-        direction = self._signal(at)
-        if direction and trading:
-            self._order(direction, at)
+        self._settle(at)
+        direction = self._outlook.signal(at)
+        if direction and trading and not self._refusal():
+            self._place(self._trade(direction, at))
 
     @property
     def open_trades(self) -> int:
-        """Positions that have not ended."""
         return len(self._broker.open_trades())
 
     @property
@@ -60,22 +93,20 @@ class Trader:
         """Why the bot must pause itself until a person says otherwise."""
         if self._recorder.refused > self._pardoned:
             return "The database refuses this bot's trades; see its log"
-        return self._gate.safety_stop(self.tally)
+        if self._tally.losses_in_row >= self._config.safety_stop:
+            return f"Safety stop: {self._tally.losses_in_row} losses in a row"
+        return None
 
     def resume(self) -> None:
         """A person has seen why the bot paused itself."""
-        self.tally.losses_in_row = 0
+        self._tally.losses_in_row = 0
         self._pardoned = self._recorder.refused
 
     def progress(self) -> Mapping[str, object]:
         """Counts since the start of this process, for the beat."""
-        tally = self.tally
         return {
-            "trades": tally.trades,
-            "wins": tally.wins,
-            "losses": tally.losses,
-            "ties": tally.ties,
-            "pnl": str(tally.pnl.quantize(Decimal("0.01"))),
+            **asdict(self._tally),
+            "pnl": str(self._tally.pnl.quantize(CENT)),
             "open": self.open_trades,
             "unwritten": self._recorder.unwritten,
             "refused": self._recorder.refused,
@@ -85,36 +116,20 @@ class Trader:
 
     def _restore(self, trades: list[Trade]) -> None:
         # Another program may have traded for this bot on a real account: not this broker's to settle.
-        own = [trade for trade in trades if trade.account_type == self.config.account_type]
+        own = [trade for trade in trades if trade.account_type == self._config.account_type]
         if own:
             self._broker.restore(own)
             self._log("info", f"Took over {len(own)} open trades of an earlier process")
 
-    def _settle(self, now: datetime) -> None:
-        for trade in self._broker.results(now):
+    def _settle(self, at: float) -> None:
+        for trade in self._broker.results(moment(at)):
             self._recorder.put(trade)
             if trade.external_id.startswith(self._run_id):
-                self.tally.count(trade)
-
-    def _signal(self, at: float) -> Direction | None:
-        newest = math.floor(at / CANDLE_S) - 1
-        if abs(newest - self._next_candle) > WARM_UP:
-            # The first loop, or the clock jumped: the past is in the feed, so the strategy starts afresh at once.
-            self._strategy = strategies[self.config.strategy]()
-            self._next_candle = newest - WARM_UP
-        direction = None
-        for number in range(self._next_candle, newest + 1):
-            direction = self._strategy.update(candle(self._feed, self.config.asset, number * CANDLE_S, CANDLE_S))
-            self._next_candle = number + 1
-        return direction
-
-    def _order(self, direction: Direction, at: float) -> None:
-        if self._refusal() is None:
-            self._place(self._trade(direction, moment(at)))
+                self._tally.count(trade)
 
     def _refusal(self) -> str | None:
-        return self.halt or self._gate.refusal(
-            self.config.amount, open_trades=self.open_trades, unwritten=self._recorder.unwritten
+        return self.halt or refusal(
+            self._config.amount, open_trades=self.open_trades, unwritten=self._recorder.unwritten
         )
 
     def _place(self, order: Trade) -> None:
@@ -123,13 +138,13 @@ class Trader:
         except BrokerError as error:
             self._log("warning", str(error))
         else:
-            self.tally.trades += 1
+            self._tally.trades += 1
             self._recorder.put(trade)
 
-    def _trade(self, direction: Direction, opened_at: datetime) -> Trade:
-        config = self.config
+    def _trade(self, direction: Direction, at: float) -> Trade:
+        config = self._config
         return Trade(
-            external_id=f"{self._run_id}{self.tally.trades + 1}",
+            external_id=f"{self._run_id}{self._tally.trades + 1}",
             user_id=self._user_id,
             bot_id=self._bot_id,
             account_type=config.account_type,
@@ -139,6 +154,6 @@ class Trader:
             payout_rate=config.payout_rate,
             expiration_seconds=config.expiration_seconds,
             strategy=config.strategy,
-            opened_at=opened_at,
-            expires_at=expiry(opened_at, config.expiration_seconds),
+            opened_at=moment(at),
+            expires_at=moment(at) + timedelta(seconds=config.expiration_seconds),
         )

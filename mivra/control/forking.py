@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mivra.config import ROOT
-from mivra.control.pipes import Lines
+from mivra.lines import Lines
 
 SEND_TIMEOUT_S = 2.0
 """A fork takes milliseconds: a server that reads nothing for this long is stuck."""

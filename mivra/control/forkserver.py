@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mivra.bot.__main__ import main as run_bot
-from mivra.control.pipes import Lines
+from mivra.lines import Lines
 
 log = logging.getLogger(__name__)
 

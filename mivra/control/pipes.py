@@ -1,4 +1,4 @@
-"""JSON lines, and a bot's two named pipes: they outlive an executor, so that the next one can adopt the bot."""
+"""A bot's two named pipes: they outlive an executor, so that the next one can adopt the bot."""
 
 from __future__ import annotations
 
@@ -7,20 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-MAX_LINE = 65_536
-"""A line longer than a pipe holds is no message."""
-
-
-class Lines:
-    """Bytes as they come, JSON objects as they are whole; what is no object is left out."""
-
-    def __init__(self) -> None:
-        self._partial = b""
-
-    def feed(self, data: bytes) -> list[dict[str, Any]]:
-        *lines, rest = (self._partial + data).split(b"\n")
-        self._partial = rest[-MAX_LINE:]
-        return [message for line in lines if (message := _parse(line)) is not None]
+from mivra.lines import MAX_LINE, Lines
 
 
 class Pipes:
@@ -66,11 +53,3 @@ class Pipes:
     def close(self) -> None:
         os.close(self._to_bot)
         os.close(self._from_bot)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        message = json.loads(line)
-    except ValueError:
-        return None
-    return message if isinstance(message, dict) else None

@@ -369,6 +369,28 @@ def test_a_wrong_start_is_one_sentence_and_exit_code_two(bot: Starter, start: di
     assert sentence in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "sentence"),
+    [
+        ({"MIVRA_HOEM": "x"}, 2, "did you mean MIVRA_HOME"),
+        ({"MIVRA_MARKET_CSV": "/nowhere.csv"}, 2, "there is no file /nowhere.csv"),
+        ({"MIVRA_HOME": "~nobody-of-this-name/x"}, 1, "The bot crashed"),
+    ],
+)
+def test_a_wrong_setting_reaches_the_executor(bot: Starter, setting: dict[str, str], code: int, sentence: str) -> None:
+    running = bot(**setting)
+    assert running.ended() == code
+    (error,) = running.said("error")
+    assert sentence in error["message"]
+
+
+def test_a_stop_that_overtakes_the_start_ends_it(bot: Starter) -> None:
+    running = bot()
+    running.send("stop")
+    assert running.ended() == 0
+    assert running.said("state") == []
+
+
 def test_a_bad_file_of_candles_is_one_sentence_and_exit_code_two(bot: Starter, tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
     path.write_text("time,open,high,low,close\n1,1,1,1,x\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +21,9 @@ class Pair:
     def __init__(self) -> None:
         (self.bot_in, self.to_bot), (self.from_bot, self.bot_out) = os.pipe(), os.pipe()
         self.channel = Channel(self.bot_in, self.bot_out)
-        self.quiet, self.wake = os.pipe()
 
     def receive(self, timeout: float = 0.0) -> list[dict[str, Any]]:
-        return self.channel.receive(timeout, self.quiet)
+        return self.channel.receive(timeout)
 
     def heard(self) -> list[dict[str, Any]]:
         data = b""
@@ -32,7 +32,7 @@ class Pair:
         return [json.loads(line) for line in data.splitlines()]
 
     def close(self) -> None:
-        for handle in (self.bot_in, self.to_bot, self.from_bot, self.bot_out, self.quiet, self.wake):
+        for handle in (self.bot_in, self.to_bot, self.from_bot, self.bot_out):
             try:
                 os.close(handle)
             except OSError:
@@ -54,22 +54,42 @@ def test_lines_arrive_whole_however_they_are_cut(pair: Pair) -> None:
 
 
 def test_what_is_not_a_message_is_passed_over(pair: Pair) -> None:
-    os.write(pair.to_bot, b'nonsense\n[1]\n\n\xff\n{"type":"stop"}\n')
+    os.write(pair.to_bot, b'nonsense\n[1]\n\n\xff\n{"a":"\xff"}\n{"type":"stop"}\n')
     assert pair.receive() == [{"type": "stop"}]
 
 
-def test_waiting_ends_with_a_line_or_a_wakeup(pair: Pair) -> None:
-    os.write(pair.wake, b"x")
-    assert pair.receive(timeout=60.0) == []
+def test_waiting_ends_with_a_line_or_an_interruption(pair: Pair) -> None:
+    pair.channel.interrupt({"type": "stop"})
+    assert pair.receive(timeout=60.0) == [{"type": "stop"}]
     os.write(pair.to_bot, b"{}\n")
     assert pair.receive(timeout=60.0) == [{}]
+
+
+def test_an_interruption_does_not_mix_with_half_a_line(pair: Pair) -> None:
+    os.write(pair.to_bot, b'{"type":"pa')
+    pair.channel.interrupt({"type": "stop"})
+    assert pair.receive() == [{"type": "stop"}]
+    os.write(pair.to_bot, b'use"}\n')
+    assert pair.receive() == [{"type": "pause"}]
+
+
+def test_a_signal_ends_the_wait(pair: Pair) -> None:
+    def handle(*_: object) -> None:
+        pair.channel.interrupt({"type": "stop"})
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert pair.receive(timeout=60.0) == [{"type": "stop"}]
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_an_executor_that_closed_its_pipe_does_not_spin_the_bot(pair: Pair) -> None:
     os.close(pair.to_bot)
     assert pair.receive() == []
-    os.write(pair.wake, b"x")
-    assert pair.receive(timeout=60.0) == []
+    pair.channel.interrupt({"type": "stop"})
+    assert pair.receive(timeout=60.0) == [{"type": "stop"}]
 
 
 def test_a_full_pipe_drops_beats_and_keeps_states_in_order(pair: Pair) -> None:

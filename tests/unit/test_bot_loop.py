@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections import deque
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mivra.bot.__main__ import _obey_signals
 from mivra.bot.broker import PaperBroker
 from mivra.bot.config import BotConfig
-from mivra.bot.gate import MAX_UNWRITTEN, Gate, Tally
 from mivra.bot.loop import FLUSH_S, UNWATCHED_AFTER_S, UNWATCHED_DRAIN_S, Loop
 from mivra.bot.market import SyntheticFeed
 from mivra.bot.trade import Trade
-from mivra.bot.trader import Trader
+from mivra.bot.trader import MAX_UNWRITTEN, Tally, Trader, refusal
 from mivra.errors import BrokerError
 from tests.unit.test_bot_broker import ORDER
 
@@ -63,11 +65,10 @@ class Ledger:
 
 
 class Stage:
-    """Channel, signals and clock in one: time passes only while the bot waits."""
+    """Channel and clock in one: time passes only while the bot waits."""
 
     def __init__(self, *script: tuple[float, str | dict[str, Any]], watched_until: float = NEVER) -> None:
         self.time = 0.0
-        self.terminations = 0
         self.said: list[tuple[float, str, dict[str, Any]]] = []
         self._script = sorted(script, key=lambda entry: entry[0])
         self._watched_until = watched_until
@@ -79,26 +80,20 @@ class Stage:
         assert self.time < BEYOND_S, "the bot does not end"
         return self.time
 
-    def receive(self, timeout: float, wakeup: int) -> list[dict[str, Any]]:
+    def receive(self, timeout: float) -> list[dict[str, Any]]:
         until = self.time + max(timeout, 0.0)
         if self._script and self._script[0][0] <= until:
             at, what = self._script.pop(0)
             self.time = max(self.time, at)
-            if what in ("SIGTERM", "SIGINT"):
-                self.terminations += 1 if what == "SIGTERM" else 2
-                return []
             return [what if isinstance(what, dict) else {"type": what}]
         self.time = until
         return [{"type": "watch"}] if self.time < self._watched_until else []
 
-    def fileno(self) -> int:
-        return -1
-
-    def drain(self) -> None:
-        pass
-
     def send(self, kind: str, **values: Any) -> None:
         self.said.append((self.time, kind, values))
+
+    def log(self, level: str, message: str) -> None:
+        self.send("log", level=level, message=message)
 
     def beat(self, **values: Any) -> None:
         self.said.append((self.time, "beat", values))
@@ -121,13 +116,12 @@ def play(stage: Stage, ledger: Ledger | None = None, broker: Any = None, **confi
         feed,
         broker or PaperBroker(feed),
         ledger,  # type: ignore[arg-type]
+        stage.log,
         bot_id="bot-1",
         user_id=ORDER.user_id,
         run_id="bot-1.run.",
-        log=lambda level, message: stage.send("log", level=level, message=message),
     )
     loop = Loop(
-        stage,  # type: ignore[arg-type]
         stage,  # type: ignore[arg-type]
         trader,
         ledger,  # type: ignore[arg-type]
@@ -235,16 +229,31 @@ def test_nothing_but_a_new_process_follows_a_stop() -> None:
 
 
 def test_one_sigterm_drains_and_two_end_now_and_so_does_sigint() -> None:
+    term, interrupt = signal.SIGTERM, signal.SIGINT
     once, twice, interrupted = (
-        Stage((31.0, "SIGTERM")),
-        Stage((31.0, "SIGTERM"), (33.0, "SIGTERM")),
-        Stage((31.0, "SIGINT")),
+        _signalled((31.0, term)),
+        _signalled((31.0, term), (33.0, term)),
+        _signalled((31.0, interrupt)),
     )
     for stage in (once, twice, interrupted):
         assert play(stage, expiration_seconds=300)[0]
     assert once.time + FLUSH_S == pytest.approx(51.0)
     assert twice.time == pytest.approx(33.0)
     assert interrupted.time == pytest.approx(31.0)
+
+
+def _signalled(*signals: tuple[float, signal.Signals]) -> Stage:
+    """A stage on which the process's own handlers say what these signals mean."""
+    script: list[dict[str, Any]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        _obey_signals(SimpleNamespace(interrupt=script.append))  # type: ignore[arg-type]
+        for _, number in signals:
+            signal.raise_signal(number)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return Stage(*zip([at for at, _ in signals], script, strict=True))
 
 
 def test_a_bot_that_nobody_watches_opens_nothing_more_and_is_gone_within_twenty_seconds() -> None:
@@ -319,11 +328,9 @@ def test_a_broker_that_refuses_is_heard_and_the_bot_lives_on() -> None:
     assert "The market is closed" in stage.logged()
 
 
-def test_the_gate_caps_the_stake() -> None:
-    gate = Gate(BotConfig.parse({"strategy": "balanced", "asset": "EURUSD", "amount": 20}))
-    refusal = gate.refusal(Decimal("1000.01"), open_trades=0, unwritten=0)
-    assert refusal is not None
-    assert "cap of 1000" in refusal
+def test_no_order_is_above_the_cap() -> None:
+    assert "cap of 1000" in str(refusal(Decimal("1000.01"), open_trades=0, unwritten=0))
+    assert refusal(Decimal(1000), open_trades=0, unwritten=0) is None
 
 
 def test_a_tie_neither_continues_nor_ends_a_row_of_losses() -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from mivra.bot.candles import Candle
-from mivra.bot.market import SyntheticFeed, candle
-from mivra.bot.strategy import KEPT, WARM_UP, Balanced, strategies
+from mivra.bot.market import SAMPLES, SyntheticFeed, candle
+from mivra.bot.strategy import CATCH_UP, KEPT, WARM_UP, Balanced, Outlook, strategies
 
 NOW = 1_800_000_000
 
 
-def _candles(count: int) -> list[Candle]:
-    return [candle(SyntheticFeed(), "EURUSD", float(NOW + n), 1.0) for n in range(count)]
+def _candles(count: int, begin: int = NOW) -> list[Candle]:
+    return [candle(SyntheticFeed(), "EURUSD", float(begin + n), 1.0) for n in range(count)]
 
 
 def _flat(closes: list[float]) -> list[Candle]:
@@ -54,6 +56,54 @@ def test_a_clear_trend_is_followed_and_a_still_market_is_left_alone() -> None:
     assert [rise.update(c) for c in _flat([100 + 0.1 * n for n in steps])][-1] == "call"
     assert [fall.update(c) for c in _flat([100 - 0.1 * n for n in steps])][-1] == "put"
     assert {still.update(c) for c in _flat([100.0 for _ in steps])} == {None}
+
+
+@dataclass
+class Counted:
+    """A feed that counts how often it is asked."""
+
+    asked: int = 0
+
+    def price(self, asset: str, at: float) -> float:
+        self.asked += 1
+        return SyntheticFeed().price(asset, at)
+
+
+def test_no_look_waits_for_more_than_a_few_candles_and_a_new_bot_is_warm_within_a_second() -> None:
+    feed = Counted()
+    outlook = Outlook("balanced", feed, "EURUSD")
+    asked = []
+    for look in range(8):
+        before = feed.asked
+        outlook.signal(NOW + look / 4)
+        asked.append(feed.asked - before)
+    assert max(asked) == CATCH_UP * (SAMPLES + 1)
+    assert asked[3] == 0, "nothing is left to catch up, and no candle has closed"
+    assert asked[4:] == [SAMPLES + 1, 0, 0, 0]
+
+
+def test_a_look_takes_up_the_signals_that_a_warm_up_at_once_gives() -> None:
+    looked = Outlook("balanced", SyntheticFeed(), "EURUSD")
+    at_once = Balanced()
+    for seen in _candles(WARM_UP + 60, NOW - WARM_UP - 1):
+        direction = at_once.update(seen)
+        if seen.time >= NOW:
+            assert looked.signal(seen.time + 1) == direction
+        else:
+            looked.signal(NOW)
+
+
+def test_a_strategy_that_is_not_warm_gives_no_signal() -> None:
+    class Eager:
+        def update(self, candle: Candle) -> str:
+            return "call"
+
+    outlook = Outlook("balanced", SyntheticFeed(), "EURUSD")
+    outlook._new = Eager  # type: ignore[assignment]
+    signals = [outlook.signal(NOW + look / 4) for look in range(3)]
+    assert signals == [None, None, "call"]
+    # A stall of a minute: the signals of candles that are long over are not for now.
+    assert [outlook.signal(NOW + 60 + look / 4) for look in range(3)] == [None, "call", None]
 
 
 @pytest.mark.parametrize("name", strategies)
