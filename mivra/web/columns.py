@@ -1,0 +1,88 @@
+"""The columns of every table, in one place: on the screen and in the file they are the same."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mivra.web import format as fmt
+from mivra.web.faces import FACES
+from mivra.web.tables import Column
+
+REVENUE: Final = (
+    Column("Day", "day", lambda r: r.day),
+    Column("Trades", "count", lambda r: r.trades, "settled trades"),
+    Column("Volume", "money", lambda r: r.volume, "volume"),
+    Column("Payouts", "money", lambda r: r.payouts, "payouts"),
+    Column("Net revenue", "money", lambda r: r.net_revenue, "net revenue"),
+    Column("Margin", "percent", lambda r: r.margin, "margin"),
+    Column("Win rate", "percent", lambda r: r.win_rate, "win rate"),
+)
+
+GROWTH: Final = (
+    Column("Day", "day", lambda r: r.day),
+    Column("Sign-ups", "count", lambda r: r.signups, "sign-ups"),
+    Column("All users", "count", lambda r: r.cumulative_users, "cumulative users"),
+    Column("Traded real since", "count", lambda r: r.converted, "sign-up conversion"),
+    Column("Conversion", "percent", lambda r: r.conversion, "sign-up conversion"),
+)
+
+USERS: Final = (
+    Column("Rank", "count", lambda r: r.rank),
+    Column("User", "text", lambda r: r.email or str(r.user_id), "top users"),
+    Column("Trades", "count", lambda r: r.trades, "settled trades"),
+    Column("Volume", "money", lambda r: r.volume, "volume"),
+    Column("PnL", "money", lambda r: r.pnl, "pnl"),
+    Column("Win rate", "percent", lambda r: r.win_rate, "win rate"),
+    Column("User id", "text", lambda r: str(r.user_id)),
+)
+
+ASSETS: Final = (
+    Column("Asset", "text", lambda r: r.asset),
+    Column("Volume", "bar", lambda r: r.volume, "volume"),
+    Column("Trades", "count", lambda r: r.trades, "settled trades"),
+    Column("Net revenue", "money", lambda r: r.net_revenue, "net revenue"),
+    Column("Win rate", "percent", lambda r: r.win_rate, "win rate"),
+    Column("Break-even", "percent", lambda r: r.break_even, "break-even"),
+    Column("PnL per trade", "money", lambda r: r.average_pnl, "average pnl"),
+    Column("Open trades", "count", lambda r: r.open_trades, "open trades"),
+    Column("Open exposure", "money", lambda r: r.open_exposure, "open exposure"),
+)
+
+TOP_ASSETS: Final = tuple(column for column in ASSETS if column.title in ("Asset", "Volume", "Net revenue", "Win rate"))
+
+CACHE: Final = (
+    Column("Figure", "text", lambda r: r.name.replace("_", " ")),
+    Column("Hit rate", "percent", lambda r: r.hit_rate, "hit rate"),
+    Column("Reads", "count", lambda r: r.reads),
+    Column("Fresh", "count", lambda r: r.fresh),
+    Column("Stale", "count", lambda r: r.stale),
+    Column("Had to wait", "count", lambda r: r.miss + r.wait),
+    Column("Errors", "count", lambda r: r.error),
+    Column("Database reads", "count", lambda r: r.loads, "database reads"),
+    Column("Load p50", "milliseconds", lambda r: r.load_p50_ms),
+    Column("Load p95", "milliseconds", lambda r: r.load_p95_ms),
+    Column("Kept, s", "count", lambda r: int(r.ttl_s)),
+    Column("Copies", "count", lambda r: r.entries),
+    Column("Last read", "time", lambda r: r.last_load),
+    Column("Last error", "text", lambda r: r.last_error or ""),
+)
+
+HISTORY: Final = (
+    Column("At", "time", lambda r: r["at"]),
+    Column("Who", "text", lambda r: r["actor"]),
+    Column("Asked for", "text", lambda r: r["action"]),
+    Column("Reason", "text", lambda r: r["reason"] or ""),
+    Column("Generation", "count", lambda r: r["generation"]),
+    Column("From", "text", lambda r: r["source"]),
+)
+
+BOTS: Final = (
+    Column("Bot", "text", lambda bot: bot.name),
+    Column("Observed", "text", lambda bot: FACES[bot.state].words),
+    Column("Asked for", "text", lambda bot: bot.desired.capitalize()),
+    Column("Trades", "count", lambda bot: bot.progress.get("trades")),
+    Column("Open", "count", lambda bot: bot.progress.get("open"), "open trades"),
+    Column("PnL", "money", lambda bot: fmt.decimal(bot.progress.get("pnl")), "pnl"),
+    Column("Since", "time", lambda bot: bot.since),
+    Column("Error", "text", lambda bot: bot.error or ""),
+)

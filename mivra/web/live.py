@@ -1,0 +1,158 @@
+"""Pushes "something changed" to every open page: a counter a topic, one event stream a page, a rerun only when needed.
+
+The counter is a level, not an event: a page knows the mark that it was drawn at, and asks for a rerun while the
+server's mark is another one. So nothing is lost while a connection is away, a restart is one rerun, and a thousand
+changes between two looks are one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final, Literal
+
+import orjson
+import streamlit as st
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from mivra.web.problems import problem
+
+Topic = Literal["bots", "data"]
+
+PING_S: Final = 15.0
+"""A comment this often, so that either side notices a dead connection."""
+
+COALESCE_S: Final = 0.2
+"""At most five messages a second to a page; a person does not see more."""
+
+EXIT_LOOK_S: Final = 0.25
+"""How often it is looked whether the server wants to stop: it waits for open streams."""
+
+STATIC: Final = Path(__file__).parent / "static"
+
+
+class Hub:
+    """Counts changes from any thread and wakes the streams of one event loop."""
+
+    def __init__(self) -> None:
+        self._boot = uuid.uuid4().hex[:8]
+        self._counts = {"bots": itertools.count(1), "data": itertools.count(1)}
+        self._marks = dict.fromkeys(self._counts, f"{self._boot}.0")
+        self._waiting: set[asyncio.Event] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lock = threading.Lock()
+        self.closing = False
+
+    def open(self) -> None:
+        """Called in the event loop that serves the streams."""
+        self._loop = asyncio.get_running_loop()
+
+    def publish(self, topic: str) -> None:
+        """Something of this topic changed; called from any thread."""
+        with self._lock:
+            if topic not in self._counts:
+                return
+            self._marks[topic] = f"{self._boot}.{next(self._counts[topic])}"
+        self._wake_soon()
+
+    def mark(self, topic: Topic) -> str:
+        """What a page was drawn at; taken before its data is read, so that a change meanwhile counts as one."""
+        return self._marks[topic]
+
+    def close(self) -> None:
+        """End every stream, so that the server can stop."""
+        self.closing = True
+        self._wake()
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The marks now, and again whenever they changed; comments in between."""
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            # A browser whose connection broke tries again after this long.
+            yield b"retry: 2000\n\n"
+            while not self.closing:
+                changed.clear()
+                yield self._message()
+                await self._quiet(changed)
+                while not self.closing and not await _set_within(changed, PING_S):
+                    yield b": ping\n\n"
+        finally:
+            self._waiting.discard(changed)
+
+    async def _quiet(self, changed: asyncio.Event) -> None:
+        if not self.closing:
+            await asyncio.sleep(COALESCE_S)
+
+    def _message(self) -> bytes:
+        return b"data: " + orjson.dumps({**self._marks, "now": time.time() * 1000}) + b"\n\n"
+
+    def _wake_soon(self) -> None:
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        for changed in tuple(self._waiting):
+            changed.set()
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+hub: Final = Hub()
+"""The one of this process."""
+
+
+async def watch_exit() -> None:
+    """Close the hub when the server is told to stop: it would wait for the open streams for ever."""
+    while not hub.closing:
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if getattr(server, "should_exit", False):
+            hub.close()
+        await asyncio.sleep(EXIT_LOOK_S)
+
+
+async def events(request: Request) -> Response:
+    """GET /api/events: the event stream."""
+    if request.method != "GET":
+        return problem(405, "Method not allowed", "The event stream is read with GET.", {"Allow": "GET"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(hub.stream(), media_type="text/event-stream", headers=headers)
+
+
+_component = st.components.v2.component(
+    "mivra_live",
+    js=(STATIC / "live.js").read_text(encoding="utf-8"),
+    css=(STATIC / "live.css").read_text(encoding="utf-8"),
+)
+
+
+def mount(topic: Topic, mark: str, *, key: str, indicator: bool = False, idle_s: float | None = None) -> None:
+    """Rerun what this is mounted in (the page, or a fragment) as soon as the topic's mark is not this one any more.
+
+    With idle_s also when nothing changed for so long: figures age although no trade closes.
+    """
+    _component(
+        key=key,
+        data={
+            "topic": topic,
+            "mark": mark,
+            "indicator": indicator,
+            "idle_ms": idle_s and idle_s * 1000,
+            "drawn": time.time(),
+        },
+        on_changed_change=lambda: None,
+        height="content",
+    )

@@ -1,0 +1,38 @@
+"""Problems as a caller of the HTTP routes reads them (RFC 9457), and as a person reads them on a page."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+
+import orjson
+import streamlit as st
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mivra.errors import MivraError
+
+logger = logging.getLogger(__name__)
+
+
+def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem document."""
+    body = orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+    return Response(body, status, headers, media_type="application/problem+json")
+
+
+async def no_such_route(request: Request) -> Response:
+    """Everything under /api/ that is nothing: else Streamlit would answer 200 with its page."""
+    return problem(404, "Not found", f"There is nothing at {request.url.path}.")
+
+
+def script_failed(error: Exception) -> bool:
+    """An error that no page expected: one sentence, what to do, and an id that the log has too. Never a traceback."""
+    error_id = uuid.uuid4().hex[:8]
+    logger.error("error %s", error_id, exc_info=error)
+    sentence = str(error) if isinstance(error, MivraError) else "This page could not be drawn."
+    st.error(sentence, icon=":material/error:", title="Something went wrong")
+    st.caption(f"Try again; if it stays, look for error `{error_id}` in the console's log.")
+    st.button("Try again", icon=":material/refresh:", key=f"again_{error_id}")
+    return True

@@ -1,0 +1,110 @@
+// One event stream for the whole page, shared by every place that is mounted; a place reruns when its mark is old.
+const SCRIPT_BUSY_MS = 250; // look again this long after finding a script run or an open dialog in the way
+const ASK_AGAIN_MS = 10000; // a rerun that was asked for and never came is asked for again
+const GESTURE_MS = 800; // a rerun asked for right after a click would overtake it: Streamlit keeps the last request
+const GAP_MS = { bots: 400, data: 1000 }; // a page is redrawn at most this often
+
+function openShared() {
+  const shared = { marks: null, lost: false, skew: 0, places: new Set(), source: null };
+  const tell = () => shared.places.forEach((place) => place());
+  const connect = () => {
+    if (shared.source || document.hidden) return;
+    shared.source = new EventSource(new URL("api/events", document.baseURI));
+    shared.source.onmessage = (event) => {
+      shared.marks = JSON.parse(event.data);
+      shared.skew = shared.marks.now - Date.now();
+      shared.lost = false;
+      tell();
+    };
+    shared.source.onerror = () => {
+      shared.lost = true;
+      // A refusal ends an EventSource for good; a broken connection does not.
+      if (shared.source?.readyState === EventSource.CLOSED) {
+        disconnect();
+        setTimeout(connect, 5000);
+      }
+      tell();
+    };
+  };
+  const disconnect = () => {
+    shared.source?.close();
+    shared.source = null;
+  };
+  // A hidden tab holds no connection (a browser allows six a host) and is brought up to date when it is looked at.
+  document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
+  setInterval(() => showAges(shared.skew), 1000);
+  connect();
+  return shared;
+}
+
+function showAges(skew) {
+  for (const element of document.querySelectorAll("[data-as-of]")) {
+    const text = age((Date.now() + skew - Number(element.dataset.asOf)) / 1000);
+    if (element.textContent !== text) element.textContent = text;
+  }
+}
+
+function age(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ago`;
+  }
+  return `${Math.max(0, Math.floor(seconds))} s ago`;
+}
+
+let gestureAt = 0;
+for (const kind of ["pointerdown", "pointerup", "keydown", "popstate"]) {
+  window.addEventListener(kind, () => (gestureAt = Date.now()), true);
+}
+
+function busy() {
+  if (Date.now() - gestureAt < GESTURE_MS || document.querySelector('[role="dialog"]')) return true;
+  const app = document.querySelector('[data-testid="stApp"]')?.dataset;
+  return app?.testScriptState !== "notRunning" || app.testConnectionState !== "CONNECTED";
+}
+
+function indicate(root, lost) {
+  const box = root.querySelector(".live") ?? root.appendChild(document.createElement("div"));
+  box.className = lost ? "live lost" : "live";
+  box.setAttribute("role", "status");
+  const words = lost ? "Connection lost, trying again" : "Live";
+  if (box.textContent !== words) box.innerHTML = `<span class="dot"></span><span>${words}</span>`;
+}
+
+const places = new WeakMap();
+
+export default function ({ data, parentElement, setTriggerValue }) {
+  const shared = (window.__mivraLive ??= openShared());
+  const place = places.get(parentElement) ?? { timer: null, idle: null, asked: null, askedAt: 0 };
+  places.set(parentElement, place);
+  Object.assign(place, { data, setTriggerValue });
+
+  place.look ??= () => {
+    const { topic, mark, indicator } = place.data;
+    if (indicator) indicate(parentElement, shared.lost);
+    const current = shared.marks?.[topic];
+    if (place.timer || !current || current === mark) return;
+    const since = Date.now() - place.askedAt;
+    const wait = place.asked === current ? ASK_AGAIN_MS - since : GAP_MS[topic] - since;
+    if (wait > 0 || busy()) {
+      place.timer = setTimeout(() => { place.timer = null; place.look(); }, Math.max(wait, SCRIPT_BUSY_MS));
+      return;
+    }
+    Object.assign(place, { asked: current, askedAt: Date.now() });
+    place.setTriggerValue("changed", current);
+  };
+  place.rest ??= () => {
+    if (document.hidden || busy()) place.idle = setTimeout(place.rest, 1000);
+    else place.setTriggerValue("changed", `idle ${Date.now()}`);
+  };
+  clearTimeout(place.idle);
+  if (data.idle_ms) place.idle = setTimeout(place.rest, data.idle_ms);
+  shared.places.add(place.look);
+  place.look();
+  showAges(shared.skew);
+  return () => {
+    clearTimeout(place.timer);
+    clearTimeout(place.idle);
+    place.timer = null;
+    shared.places.delete(place.look);
+  };
+}

@@ -1,0 +1,96 @@
+"""The script of every page without a browser: no query for a viewer, and never a traceback."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from mivra import analytics, runtime
+from mivra.config import Settings
+from mivra.errors import StoreTimeout
+from mivra.store.base import Row
+from mivra.store.postgres import PostgresStore
+from mivra.store.sample import load_sample
+from mivra.web.boot import boot
+from mivra.web.router import PAGES
+
+ROUTER = Path(__file__).resolve().parents[2] / "mivra" / "web" / "router.py"
+NAMES = [name for pages in PAGES.values() for name, _, _ in pages]
+
+
+@pytest.fixture
+def started(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A runtime over sample data in this process."""
+    load_sample(database_url, users=20, days=10)
+    runtime.start(Settings(home=tmp_path, database_url=database_url, listener=False))
+    runtime.warm_up()
+    monkeypatch.setattr(boot, "state", "ready")
+    yield
+    runtime.stop()
+
+
+@pytest.fixture
+def queries(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What scripts asked the database, threads of the runtime left out."""
+    asked: list[str] = []
+    call = PostgresStore.call
+
+    def counted(self: PostgresStore, function: str, /, **params: object) -> list[Row]:
+        if "script" in threading.current_thread().name.lower():
+            asked.append(function)
+        return call(self, function, **params)
+
+    monkeypatch.setattr(PostgresStore, "call", counted)
+    return asked
+
+
+def open_page(name: str) -> AppTest:
+    """The page, drawn once."""
+    app = AppTest.from_file(str(ROUTER), default_timeout=60).run()
+    return app if name == "overview" else app.switch_page(f"../../pages/{name}.py").run()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("started")
+def test_a_rerun_asks_the_database_nothing(name: str, queries: list[str]) -> None:
+    app = open_page(name)
+    # The audit trail of the chosen bot is read once; that it was counted proves that queries are.
+    assert queries == (["bot_history"] if name == "bots" else [])
+    queries.clear()
+    for _ in range(3):
+        app.run()
+    assert queries == []
+    assert not app.exception
+    assert not app.error
+
+
+@pytest.mark.usefixtures("started")
+def test_a_query_that_takes_too_long_is_said_so_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_args: object, **_kwargs: object) -> None:
+        raise StoreTimeout("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(analytics.user_growth, "read", slow)
+    app = open_page("growth")
+    assert app.error[0].value == "canceling statement due to statement timeout."
+    assert "Try again" in [button.label for button in app.button]
+
+
+@pytest.mark.usefixtures("started")
+def test_a_fault_is_a_sentence_with_an_id_that_the_log_has(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(analytics.user_growth, "read", broken)
+    app = open_page("growth")
+    assert app.error[0].value == "This page could not be drawn."
+    shown = " ".join(caption.value for caption in app.caption)
+    assert "secret detail" not in shown
+    assert not app.exception
+    (record,) = [record for record in caplog.records if record.message.startswith("error ")]
+    assert f"`{record.message.removeprefix('error ')}`" in shown
