@@ -260,7 +260,7 @@ def test_who_joins_at_the_moment_of_shutdown_gets_a_server_that_stays(home: Path
     for attempt in range(40):
         servers.close()
         if attempt % 4:
-            spin(attempt * 5_000)  # sweeps over the whole shutdown, from before the guardian wakes to after its end
+            spin(attempt * 150_000)  # sweeps over the whole shutdown, from before the guardian wakes to after its end
         else:
             wait_until(lambda: state.read_bytes() != b"up", what="the guardian has decided to stop")
         servers = embedded.start(home)

@@ -21,7 +21,8 @@ import redis
 
 from mivra.errors import EmbeddedError
 from mivra.store import embedded
-from mivra.store.embedded.places import Places, failure
+from mivra.store.embedded.places import Places
+from mivra.store.embedded.server import failure
 from tests.support import ordinary_user, wait_until
 from tests.support import server_processes as processes
 
@@ -171,17 +172,57 @@ def test_any_path_will_do(tmp_path: Path, name: str) -> None:
     assert not sockets.exists()
 
 
-def test_a_directory_that_others_can_enter_is_refused_for_sockets(tmp_path: Path) -> None:
+@pytest.fixture
+def long_home(tmp_path: Path) -> Iterator[Path]:
+    """A home whose sockets are under /tmp, where anybody may have made their directory first."""
     home = tmp_path / ("deep/" * 40)
     home.mkdir(parents=True)
-    sockets = Places(home).sockets
-    sockets.mkdir(mode=0o755)
-    try:
-        with pytest.raises(EmbeddedError, match="not a private directory"):
-            embedded.start(home)
-    finally:
-        sockets.rmdir()
+    yield home
     wait_until(lambda: not processes(home))
+
+
+def test_a_directory_that_others_can_enter_is_not_used_for_sockets(long_home: Path) -> None:
+    sockets = Places(long_home).sockets
+    sockets.mkdir(mode=0o777)
+    sockets.chmod(0o777)
+    sockets.joinpath("trap").touch()
+    servers = embedded.start(long_home)
+    assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
+    assert not sockets.joinpath("trap").exists()
+    servers.close()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_others_have_put_in_place_of_the_sockets_directory_is_refused(
+    long_home: Path, tmp_path: Path, kind: str
+) -> None:
+    sockets = Places(long_home).sockets
+    tmp_path.joinpath("elsewhere").mkdir()
+    if kind == "link":
+        sockets.symlink_to(tmp_path / "elsewhere")
+    else:
+        sockets.touch()
+    with pytest.raises(EmbeddedError, match=r"cannot use .*(symbolic link|Not a directory)"):
+        embedded.start(long_home)
+    assert not list(tmp_path.joinpath("elsewhere").iterdir())
+    sockets.unlink()
+
+
+@as_root
+def test_a_directory_of_another_user_is_refused_for_sockets() -> None:
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    home = folder / ("deep" * 40)
+    sockets = Places(home).sockets
+    sockets.mkdir(mode=0o777)
+    sockets.chmod(0o777)
+    script = "import sys; from pathlib import Path; from mivra.store import embedded; embedded.start(Path(sys.argv[1]))"
+    python, options = ordinary_user()
+    done = run(script, home, python, **options)
+    assert f"EmbeddedError: The embedded servers cannot use {sockets}: Operation not permitted" in done.stderr
+    assert not list(sockets.iterdir())
+    sockets.rmdir()
+    shutil.rmtree(folder)
 
 
 FORK = """
@@ -288,7 +329,7 @@ def test_a_lost_password_is_named(home: Path) -> None:
     embedded.start(home).close()
     wait_until(lambda: not processes(home))
     (home / "password").unlink()
-    with pytest.raises(EmbeddedError, match=r"password in .* is not the database's"):
+    with pytest.raises(EmbeddedError, match=f"cannot use {home}/password: No such file"):
         embedded.start(home)
 
 

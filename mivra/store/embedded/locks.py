@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 if sys.platform != "win32":  # the package must import on Windows, where start() says that it cannot work
     import fcntl
@@ -19,28 +18,23 @@ POLL = 0.005  # seconds: a tenth of the shortest thing waited for here, and no l
 class Lock:
     """One open file description of a lock file; lock files are never removed, so that all mean the same inode.
 
-    The descriptor is not inherited over exec, unless it is passed on by name: then the lock lives on in that process.
+    It is not inherited over exec, unless its descriptor is passed on by name: then it lives on in that process.
     A fork without exec shares it, and would silently keep the lock; so a forked child drops its copies.
     """
 
     def __init__(self, file: Path | int) -> None:
         """Opens a lock file, or takes over a descriptor that a parent process passed on."""
         with _changing:
-            if isinstance(file, int):
-                self.descriptor = file
-                os.set_inheritable(file, False)
-            else:
-                self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.descriptor = file if isinstance(file, int) else os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
             _open.add(self)
 
-    def try_exclusive(self) -> bool:
-        return self._try(fcntl.LOCK_EX)
+    def exclusive(self) -> bool:
+        """Whether nobody else holds the lock; then we do."""
+        return self._take(fcntl.LOCK_EX)
 
-    def try_shared(self) -> bool:
-        return self._try(fcntl.LOCK_SH)
-
-    def wait_exclusive(self) -> None:
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+    def shared(self) -> bool:
+        """Whether nobody holds it exclusively; then we hold it too."""
+        return self._take(fcntl.LOCK_SH)
 
     def read(self) -> bytes:
         """What the holder has written about itself."""
@@ -57,18 +51,12 @@ class Lock:
                 _open.remove(self)
                 os.close(self.descriptor)
 
-    def _try(self, kind: int) -> bool:
+    def _take(self, kind: int) -> bool:
         try:
             fcntl.flock(self.descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:

