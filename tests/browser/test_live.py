@@ -61,7 +61,7 @@ def observed(url: str) -> tuple[str, int | None]:
     return row[0], row[1]
 
 
-def test_a_bot_from_start_to_stop_is_followed_on_an_untouched_page(page: Page, own: Dashboard, filled: str) -> None:
+def test_a_bot_from_start_to_stop_is_followed_on_an_untouched_page(own: Dashboard, page: Page, filled: str) -> None:
     page.goto(f"{own.url}/?account=Demo&bot=Quick")
     settle(page)
     sidebar = page.locator('[data-testid="stSidebar"]')
@@ -94,7 +94,7 @@ def _more(text: str, before: int) -> bool:
     return int(text.replace(",", "")) > before
 
 
-def test_two_clicks_are_one_command(page: Page, own: Dashboard, filled: str) -> None:
+def test_two_clicks_are_one_command(own: Dashboard, page: Page, filled: str) -> None:
     page.goto(f"{own.url}/?bot=Quick")
     settle(page)
     page.locator('[data-testid="stSidebar"]').get_by_role("button", name="Start").dblclick()
@@ -104,7 +104,7 @@ def test_two_clicks_are_one_command(page: Page, own: Dashboard, filled: str) -> 
     assert commands == [("quick",)]
 
 
-def test_a_command_of_somebody_else_is_seen(page: Page, own: Dashboard, filled: str) -> None:
+def test_a_command_of_somebody_else_is_seen(own: Dashboard, page: Page, filled: str) -> None:
     page.goto(f"{own.url}/bots?bot=Quick")
     settle(page)
     with psycopg.connect(filled) as connection:

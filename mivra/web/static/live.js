@@ -1,12 +1,14 @@
 // One event stream for the whole page, shared by every place that is mounted; a place reruns when its mark is old.
 const SCRIPT_BUSY_MS = 250; // look again this long after finding a script run or an open dialog in the way
 const ASK_AGAIN_MS = 10000; // a rerun that was asked for and never came is asked for again
+const SETTLE_MS = 400; // two reruns asked for at once become one, and not always the larger: one place asks at a time
 const GESTURE_MS = 800; // a rerun asked for right after a click would overtake it: Streamlit keeps the last request
 const GAP_MS = { bots: 400, data: 1000 }; // a page is redrawn at most this often
 
 function openShared() {
-  const shared = { marks: null, lost: false, skew: 0, places: new Set(), source: null };
-  const tell = () => shared.places.forEach((place) => place());
+  const shared = { marks: null, lost: false, skew: 0, askedAt: 0, places: new Set(), source: null };
+  // The page before its fragments: it draws them too.
+  const tell = () => [...shared.places].sort((a, b) => b.data.topic.localeCompare(a.data.topic)).forEach((p) => p.look());
   const connect = () => {
     if (shared.source || document.hidden) return;
     shared.source = new EventSource(new URL("api/events", document.baseURI));
@@ -56,8 +58,9 @@ for (const kind of ["pointerdown", "pointerup", "keydown", "popstate"]) {
   window.addEventListener(kind, () => (gestureAt = Date.now()), true);
 }
 
-function busy() {
-  if (Date.now() - gestureAt < GESTURE_MS || document.querySelector('[role="dialog"]')) return true;
+function busy(shared) {
+  const now = Date.now();
+  if (now - shared.askedAt < SETTLE_MS || now - gestureAt < GESTURE_MS || document.querySelector('[role="dialog"]')) return true;
   const app = document.querySelector('[data-testid="stApp"]')?.dataset;
   return app?.testScriptState !== "notRunning" || app.testConnectionState !== "CONNECTED";
 }
@@ -78,33 +81,39 @@ export default function ({ data, parentElement, setTriggerValue }) {
   places.set(parentElement, place);
   Object.assign(place, { data, setTriggerValue });
 
-  place.look ??= () => {
+  const later = (ms) => {
+    clearTimeout(place.timer);
+    place.timer = setTimeout(place.look, ms);
+  };
+  const ask = (mark) => {
+    Object.assign(place, { asked: mark, askedAt: Date.now() });
+    shared.askedAt = place.askedAt;
+    place.setTriggerValue("changed", `${mark} ${place.askedAt}`);
+  };
+  place.look = () => {
     const { topic, mark, indicator } = place.data;
     if (indicator) indicate(parentElement, shared.lost);
     const current = shared.marks?.[topic];
-    if (place.timer || !current || current === mark) return;
+    if (!current || current === mark) return;
     const since = Date.now() - place.askedAt;
     const wait = place.asked === current ? ASK_AGAIN_MS - since : GAP_MS[topic] - since;
-    if (wait > 0 || busy()) {
-      place.timer = setTimeout(() => { place.timer = null; place.look(); }, Math.max(wait, SCRIPT_BUSY_MS));
-      return;
-    }
-    Object.assign(place, { asked: current, askedAt: Date.now() });
-    place.setTriggerValue("changed", current);
+    if (wait <= 0 && !busy(shared)) ask(current);
+    // Looked at again in any case: a rerun that was asked for may be lost to another.
+    later(Math.max(wait, SCRIPT_BUSY_MS));
   };
-  place.rest ??= () => {
-    if (document.hidden || busy()) place.idle = setTimeout(place.rest, 1000);
-    else place.setTriggerValue("changed", `idle ${Date.now()}`);
+  place.rest = () => {
+    const wait = document.hidden || busy(shared);
+    if (!wait) ask(place.data.mark);
+    place.idle = setTimeout(place.rest, wait ? 1000 : ASK_AGAIN_MS);
   };
   clearTimeout(place.idle);
   if (data.idle_ms) place.idle = setTimeout(place.rest, data.idle_ms);
-  shared.places.add(place.look);
+  shared.places.add(place);
   place.look();
   showAges(shared.skew);
   return () => {
     clearTimeout(place.timer);
     clearTimeout(place.idle);
-    place.timer = null;
-    shared.places.delete(place.look);
+    shared.places.delete(place);
   };
 }
