@@ -179,8 +179,10 @@ class Listener:
         running = executor.processes().get(row.bot_id)
         if running is None and is_elsewhere(row, now):
             return None
+        # Its last words are still to be written when it is forgotten.
+        progress = running.progress if running else None
         outcome = self._act(executor, row, reconcile(row, running.view() if running else None, now), now)
-        return self._new_report(executor, row, outcome)
+        return self._new_report(executor, row, outcome, progress)
 
     def _act(self, executor: Executor, row: Row, outcome: Outcome, now: datetime) -> Outcome:
         match outcome.action:
@@ -199,10 +201,14 @@ class Listener:
                 self.wake()
         return outcome
 
-    def _new_report(self, executor: Executor, row: Row, outcome: Outcome) -> dict[str, Any] | None:
+    def _new_report(
+        self, executor: Executor, row: Row, outcome: Outcome, progress: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
         """What to write of a bot; None when nothing is new."""
         running = executor.processes().get(row.bot_id)
         report = report_of(row, outcome, running)
+        if report["progress"] is None:
+            report["progress"] = progress
         has_beaten = running is not None and running.has_beaten
         is_written = (row.state, row.observed_generation) == (outcome.state, outcome.observed_generation)
         if not has_beaten and is_written and self._reported.get(row.bot_id) == report:

@@ -200,6 +200,7 @@ def test_start_pause_resume_and_stop_are_carried_out_and_observed(world: World) 
     wait_until(lambda: world.bot().state == "stopping")
     gone = world.reach("stopped")
     assert (gone.pid, gone.observed_generation, gone.error) == (None, 4, None)
+    assert (gone.progress["open"], gone.progress["state"]) == (0, "stopping"), "its last words are written"
     assert not is_locked(world.home / "bots" / BOT)
     assert world.processes() == []
     assert {status for (status,) in world.sql("select status from trade_history")} == {"closed"}
