@@ -26,7 +26,7 @@ def live_bots() -> None:
     bots = seen_bots()
     if not bots:
         with st.container(border=True):
-            panels.empty("No bots yet.", "Create one: `python -m mivra add-bot my-bot`")
+            panels.empty("No bots yet.", "Create one: `python -m mivra add-bot --help`")
         live.mount("bots", mark, key="live_bots_page")
         return
     with st.container(border=True):

@@ -66,7 +66,7 @@ def control(known: tuple[str, ...]) -> None:
         show(bot)
         buttons(bot)
     else:
-        st.caption("No bots yet. Add one: `python -m mivra add-bot my-bot`")
+        st.caption("No bots yet. Add one: `python -m mivra add-bot --help`")
     live.mount("bots", mark, key="live_bots", idle_s=IDLE_S)
 
 
