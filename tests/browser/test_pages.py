@@ -136,7 +136,7 @@ def test_an_empty_database_says_what_to_do(page: Page, tmp_path_factory: pytest.
             expect(page.locator('[data-testid="stAlert"]')).to_have_count(0)
             if name in FIGURES:
                 expect(page.get_by_text("python -m mivra import trades.csv").first).to_be_visible()
-        expect(page.get_by_text("python -m mivra add-bot my-bot").first).to_be_visible()
+        expect(page.get_by_text("python -m mivra add-bot --help").first).to_be_visible()
 
 
 def test_a_wrong_setting_is_one_sentence_on_the_page_and_on_the_console(
