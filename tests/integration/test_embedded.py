@@ -237,7 +237,7 @@ if os.fork():
     os.kill(os.getpid(), 9)
 servers.close()  # no use of its parent's may end by this
 if sys.argv[2] == "user":
-    embedded.use(home)
+    embedded.start(home)
 os.write(told, b".")
 time.sleep(300)
 """

@@ -5,7 +5,7 @@ process ends, even by kill -9; when the last is gone, the guardian stops the ser
 its servers serve on, and the next start() stops and starts them cleanly, under a new guardian.
 
 A child made by fork is no user: its copies of its parent's locks are dropped. One that must outlive its parent's use,
-such as a bot that still has trades to write, calls use() itself, any time.
+such as a bot that still has trades to write, calls start() itself, any time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mivra.errors import EmbeddedError
 from .locks import Lock, until
 from .places import UP, Places, postgres_binary, unusable
 
-__all__ = ["EmbeddedError", "Servers", "start", "use"]
+__all__ = ["EmbeddedError", "Servers", "start"]
 
 PATIENCE = 30.0  # seconds for each step: our turn, the end of a shutdown, a start; twenty times a cold start
 
@@ -55,11 +55,6 @@ def start(home: Path) -> Servers:
         return _join(places)
     except OSError as error:
         raise unusable(error, places.home) from error
-
-
-def use(home: Path) -> Servers:
-    """What a forked child calls to be a user in its own right."""
-    return start(home)
 
 
 def _join(places: Places) -> Servers:
