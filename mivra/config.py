@@ -109,7 +109,10 @@ def _currency(text: str) -> str:
 
 
 def _url(variable: str, text: str) -> str:
-    schemes = ("postgresql://", "postgres://") if variable == "DATABASE_URL" else ("redis://", "rediss://", "unix://")
+    schemes: tuple[str, ...] = ("postgresql://", "postgres://")
+    if variable == "REDIS_URL":
+        kinds = ("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://")
+        schemes = ("redis://", "rediss://", "unix://", *kinds)
     if not text.startswith(schemes):
         # The value may hold a password, so the sentence does not repeat it.
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")

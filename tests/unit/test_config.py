@@ -43,6 +43,15 @@ def test_the_sentence_about_a_wrong_url_does_not_repeat_its_password(variable: s
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "kind", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"]
+)
+def test_every_kind_of_redis_may_be_named(kind: str) -> None:
+    assert load({"REDIS_URL": f"{kind}://host"}).redis_url == f"{kind}://host"
+    with pytest.raises(ConfigError, match="REDIS_URL"):
+        load({"REDIS_URL": f"my{kind}://host"})
+
+
 def test_every_variable_has_a_row_above() -> None:
     free = {"MIVRA_HOME"}  # any text is a folder
     marks = test_a_wrong_value_names_its_variable.pytestmark  # type: ignore[attr-defined]
