@@ -13,7 +13,9 @@ from mivra.cache import Region
 from mivra.cache.cached import bind, unbind
 from mivra.cache.coalescer import Coalescer
 from mivra.cache.entry import Event
+from mivra.cache.inspector import Inspector
 from mivra.cache.remote import RemoteTier
+from mivra.cache.watch import Watch
 from mivra.changes import Changes
 from mivra.config import Settings, environ_of
 from mivra.control.bots import BotBoard
@@ -54,12 +56,17 @@ class Runtime:
         self.store = PostgresStore(database_url)
         self._closing.callback(self.store.close)
         self._configure(settings)
-        self.region = Region(RemoteTier(redis_url), on_load=lambda _name: self.changes.publish("data"))
+        self.remote = RemoteTier(redis_url)
+        self.region = Region(self.remote, on_load=lambda _name: self.changes.publish("data"))
         self._closing.callback(self.region.close)
         bind(self.region, self.store)
         self._closing.callback(unbind)
+        self._coalescer = Coalescer(self.region.announce)
+        self.inspector = Inspector(self.region, self.remote, self.store)
+        watch = Watch(self.region, self.remote, on_connect=self._on_connect)
+        watch.start()
+        self._closing.callback(watch.stop)
         self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))
-        self._coalescer = Coalescer(self.region.invalidate)
         self._board_due = 0.0
         self.listener = self._start_listener(settings)
         self.signals = Signals(database_url, on_event=self._on_event, on_connect=self._on_connect, tick=self._tick)
@@ -112,17 +119,9 @@ def prepare_schema(settings: Settings, database_url: str) -> None:
 
 
 def warm_up() -> None:
-    """Read the figures of the pages' defaults, so that the first viewer does not wait."""
-    try:
-        analytics.deployment()
-        analytics.dashboard_metrics()
-        analytics.revenue()
-        analytics.user_growth()
-        analytics.top_users_by_pnl()
-        analytics.top_users_by_volume()
-        analytics.asset_performance()
-    except MivraError as error:
-        log.warning("The cache could not be warmed: %s", error)
+    """Read what the pages show by default, so that the first viewer does not wait, and keep it warm from now on."""
+    for figure in analytics.FIGURES:
+        figure.keep()
 
 
 _lock = threading.Lock()

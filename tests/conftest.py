@@ -10,11 +10,16 @@ from urllib.parse import quote, urlencode
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
+
+# How fast this machine is decides no test.
+settings.register_profile("mivra", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mivra")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,19 @@ from mivra.analytics.functions import (
     user_growth,
 )
 
+FIGURES = (
+    deployment,
+    dashboard_metrics,
+    revenue,
+    user_growth,
+    top_users_by_pnl,
+    top_users_by_volume,
+    asset_performance,
+)
+"""What the pages read by default: with its own defaults, each is kept warm while somebody looks."""
+
 __all__ = [
+    "FIGURES",
     "Deployment",
     "asset_performance",
     "dashboard_metrics",

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, get_type_hints
 
-from mivra.cache.entry import Event, Query, Spec, key_of
+import msgspec
+
+from mivra.cache.entry import Event, Query, Spec, key_of, parts
 from mivra.cache.region import Read, Region
 from mivra.errors import CacheError
 from mivra.store.base import Store
@@ -30,6 +32,7 @@ class Binding:
 
 
 _bound: list[Binding] = []
+_functions: dict[str, CachedFunction[Any, Any]] = {}
 
 
 def bind(region: Region, store: Store) -> None:
@@ -51,6 +54,7 @@ class CachedFunction(Generic[P, T]):
         self._checks = checks
         signature = inspect.signature(function)
         self._signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self._types = get_type_hints(function)
         # Typed: True and 1.0 equal 1, but are not a whole number.
         self._kept = cast("Callable[P, Query]", lru_cache(QUERIES_KEPT, typed=True)(self._make))
 
@@ -64,6 +68,16 @@ class CachedFunction(Generic[P, T]):
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Read it anew, once for all viewers."""
         _binding().region.refresh(self._query(*args, **kwargs))
+
+    def keep(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Read it now, in the background, and ahead of its expiry from now on."""
+        _binding().region.keep(self._query(*args, **kwargs))
+
+    def query_of(self, arguments: str) -> Query:
+        """The query of arguments as they stand in a key; ValueError for what this function does not take."""
+        given = msgspec.json.decode(arguments, type=dict[str, Any])
+        typed = {name: msgspec.convert(value, self._types[name]) for name, value in given.items()}
+        return cast("Callable[..., Query]", self._make)(**typed)
 
     def _query(self, *args: P.args, **kwargs: P.kwargs) -> Query:
         try:
@@ -90,9 +104,21 @@ def cached(
 
     def decorate(function: Callable[Concatenate[Store, P], T]) -> CachedFunction[P, T]:
         result = get_type_hints(function)["return"]
-        return CachedFunction(function, Spec(function.__name__, result, ttl_s, events), checks)
+        made = CachedFunction(function, Spec(function.__name__, result, ttl_s, events), checks)
+        _functions[made.spec.name] = made
+        return made
 
     return decorate
+
+
+def query_of(key: str) -> Query | None:
+    """The query that a key stands for; None when this release has none."""
+    name, arguments = parts(key)
+    try:
+        query = _functions[name].query_of(arguments)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return query if query.key == key else None
 
 
 def _binding() -> Binding:

@@ -3,49 +3,58 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import BlockingConnectionPool
-from redis.maint_notifications import MaintNotificationsConfig
-from redis.retry import Retry
 
 from mivra.cache.breaker import Breaker
-from mivra.cache.entry import NAMESPACE, Entry, Event, Spec, decode, encode, fence_key
+from mivra.cache.entry import NAMESPACE, VALUES, Entry, Query, decode, encode, fence_key
+from mivra.cache.server import FAILURES, RedisState, ask, connect, explain
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 0.05
-"""A cache that answers later than this is slower than doing without."""
 LOCK_MS = 11_000
 """Longer than a connection (5 s) and a statement (5 s), shorter than a reader waits for a process that died (12 s)."""
-KEEP_MS = 24 * 3600 * 1000
-"""A last good copy is kept for a day, for when the database is away."""
+KEEP_S = 24 * 3600
+"""A last good copy is kept, and shown, for a day: for when the database is away."""
 LOCKS_KEPT = 100
 """Locks to give back after an outage; more have expired by then."""
 QUIET_S = 60.0
 """One line in the log a minute of an outage, not one a request."""
+RESTS = b"!"
+"""What the value of a lock begins with while its key rests after a failed load; then follows why."""
+CHANNEL = f"{NAMESPACE}:hints"
+"""What changed, for the other processes: empty for fences, + and a key for an entry, - and a pattern to forget."""
+CONNECTED = "?"
+"""The hint that hints may have been missed: it comes first, and after each connection that was lost."""
 
 _LUA = Path(__file__).parent / "lua"
 
 
-@dataclass(frozen=True, slots=True)
-class RedisState:
-    """What the pages say of the server. Sizes in bytes; hit_rate is the server's own, over all its clients."""
+class Look(NamedTuple):
+    """What Redis knows of one key."""
 
-    configured: bool
-    available: bool
-    detail: str
-    used_memory: int | None = None
-    keys: int | None = None
-    evicted: int | None = None
-    hit_rate: float | None = None
+    entry: Entry | None
+    fences: tuple[bytes, ...]
+    problem: str | None
+    """Why the last load failed, while the key rests from it."""
+
+
+class Wait(NamedTuple):
+    """What became of fences that should move."""
+
+    seconds: float
+    """Until it may be tried again; 0 when they moved."""
+    moved: bool
+    """Whether this call moved them, and not another process since."""
+    fences: tuple[bytes, ...]
+    """Those of now; empty ones when Redis is away."""
 
 
 class RemoteTier:
@@ -53,32 +62,37 @@ class RemoteTier:
 
     def __init__(self, url: str | None, breaker: Breaker | None = None, *, lock_ms: int = LOCK_MS) -> None:
         self._client = connect(url) if url else None
-        self._breaker = breaker or Breaker()
+        self.breaker = breaker or Breaker()
         self._lock_ms = lock_ms
-        self._owed: set[Event] = set()
+        self._owed: set[str] = set()
         self._tried: set[str] = set()
         self._kept_locks: dict[str, str] = {}
         self._error = ""
         self._quiet_until = 0.0
         if self._client:
-            self._store = self._client.register_script((_LUA / "store_fenced.lua").read_text())
-            self._release = self._client.register_script((_LUA / "release.lua").read_text())
+            self._store, self._release, self._move = (
+                self._client.register_script((_LUA / f"{name}.lua").read_text())
+                for name in ("store_fenced", "release", "move_fences")
+            )
 
-    def look(self, key: str, spec: Spec) -> tuple[Entry | None, tuple[bytes, ...]] | None:
-        """The entry if there is one, and the fences of its events, in one round trip.
+    def look(self, query: Query) -> Look | None:
+        """The entry if there is one, and the fences of its groups, in one round trip.
 
         Redis is away for as long as it has not taken every invalidation: its entries would look fresh.
         """
-        found = self._try(lambda client: _get(client, key, spec)) if self._settle() else None
+        keys = [query.key, f"{query.key}:lock"]
+        found = self.attempt(lambda client: _get(client, keys, query.spec.groups)) if self._settle() else None
         if found is None:
             return None
-        entry = decode(found[0], spec.type) if found[0] else None
-        return entry, tuple(found[1:])
+        data, lock, *fences = found
+        problem = lock[1:].decode(errors="replace") if lock and lock.startswith(RESTS) else None
+        return Look(decode(data, query.key, query.spec.type) if data else None, tuple(fences), problem)
 
-    def store(self, key: str, spec: Spec, entry: Entry) -> bool | None:
+    def store(self, query: Query, entry: Entry) -> bool | None:
         """Whether it was written; False when an invalidation came during the load."""
-        keys = [key, *(fence_key(event) for event in spec.events)]
-        written = self._try(lambda client: self._store(keys, [encode(entry), KEEP_MS, *entry.fences], client))
+        keys = [query.key, *map(fence_key, query.spec.groups)]
+        arguments: list[Any] = [encode(query.key, entry), KEEP_S * 1000, CHANNEL, *entry.fences]
+        written = self.attempt(lambda client: self._store(keys, arguments, client))
         return None if written is None else bool(written)
 
     def lock(self, key: str, token: str) -> bool | None:
@@ -88,123 +102,174 @@ class RemoteTier:
             self._tried.add(token)
             return bool(client.set(f"{key}:lock", token, nx=True, px=self._lock_ms))
 
-        taken: bool | None = self._try(take)
+        taken: bool | None = self.attempt(take)
         if taken is False:
             self._tried.discard(token)
         return taken
 
-    def unlock(self, key: str, token: str) -> None:
-        """Give the lock back if it was, or may have been, taken. Made up for when it fails: others would wait."""
+    def unlock(self, key: str, token: str, rest_s: float = 0.0, problem: str = "") -> None:
+        """Give the lock back if it was, or may have been, taken; or let the key rest, and say why.
+
+        Made up for when it fails: others would wait.
+        """
         if token in self._tried:
             self._tried.discard(token)
-            self._give_back(key, token)
+            self._give_back(key, token, rest_s, problem)
 
-    def invalidate(self, event: Event) -> None:
-        """Move the fence: entries loaded before are stale, loads in flight may not write. Made up for when it fails."""
-        self._owed.add(event)
+    def invalidate(self, groups: Iterable[str]) -> None:
+        """Move fences: entries loaded before are stale, loads in flight may not write. Made up for when it fails."""
+        self._owed.update(groups)
         self._settle()
+
+    def announce(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
+        """Move fences, at most once an interval over all processes; not those that differ from what was seen.
+
+        None when Redis is away: then it is made up for, as with invalidate.
+        """
+        if self._settle():
+            wait = self._moved(seen, interval_s)
+            if wait:
+                return wait
+        self._owed.update(seen)
+        return None
+
+    def fences(self, groups: Iterable[str]) -> dict[str, bytes] | None:
+        """The fences of now."""
+        names = tuple(groups)
+        if not names:
+            return {}
+        found = self.attempt(lambda client: _get(client, [], names)) if self._settle() else None
+        return None if found is None else dict(zip(names, found, strict=True))
+
+    def unlink(self, pattern: str) -> int | None:
+        """Remove the entries whose key matches, here and in the other processes, without blocking the server; how many.
+
+        The pattern is a glob over what follows VALUES in a key.
+        """
+
+        def scan_and_unlink(client: redis.Redis) -> int:
+            gone = sum(client.unlink(key) for key in entry_keys(client, pattern))
+            client.publish(CHANNEL, f"-{VALUES}{pattern}")
+            return gone
+
+        removed: int | None = self.attempt(scan_and_unlink)
+        return removed
+
+    def clear(self) -> None:
+        """Remove every key of ours, and only ours, without blocking the server."""
+        self.attempt(lambda client: [client.unlink(key) for key in client.scan_iter(match=f"{NAMESPACE}:*", count=500)])
+
+    def hints(self, stopping: threading.Event, wait_s: float) -> Iterator[str | None]:
+        """What other processes changed, as it comes; None when nothing did for wait_s. See CHANNEL for the words."""
+        while not stopping.is_set():
+            if self._client and self.breaker.closed:
+                with closing(cast("Any", self._client).pubsub()) as subscription:
+                    try:
+                        while not stopping.is_set():
+                            yield _hear(subscription, wait_s)
+                    except FAILURES as error:
+                        self._failed(error)
+            stopping.wait(wait_s)
+            yield None
 
     def state(self) -> RedisState:
         """Ask the server about itself."""
         if not self._client:
             return RedisState(False, False, "No Redis: each process caches for itself")
-        info = self._try(lambda client: client.info())
-        if info is None:
-            return RedisState(True, False, f"Redis is away: {self._error}; each process caches for itself")
-        hits, misses = info["keyspace_hits"], info["keyspace_misses"]
-        return RedisState(
-            configured=True,
-            available=True,
-            detail=f"{info.get('server_name', 'redis')} {info.get('valkey_version', info['redis_version'])}",
-            used_memory=info["used_memory"],
-            keys=sum(database["keys"] for name, database in info.items() if name.startswith("db")),
-            evicted=info["evicted_keys"],
-            hit_rate=hits / (hits + misses) if hits + misses else None,
-        )
-
-    def clear(self) -> None:
-        """Remove our keys, and only ours, without blocking the server."""
-
-        def scan_and_unlink(client: redis.Redis) -> bool:
-            for key in client.scan_iter(match=f"{NAMESPACE}:*", count=500):
-                client.unlink(key)
-            return True
-
-        self._try(scan_and_unlink)
+        found: RedisState | None = self.attempt(ask)
+        return found or RedisState(True, False, self._error)
 
     def close(self) -> None:
         if self._client:
             self._client.close()
 
+    def attempt(self, action: Callable[[Any], Any]) -> Any:
+        """What the action returns; None when Redis is away, or fails in it. It never raises."""
+        if self._client is None or not self.breaker.allow():
+            return None
+        try:
+            result = action(self._client)
+        except FAILURES as error:
+            self._failed(error)
+            return None
+        self.breaker.succeeded()
+        return result
+
     def _settle(self) -> bool:
         """Make up for what failed; whether Redis knows of every invalidation."""
-        for event in tuple(self._owed):
-            # Taken out first: the same event may come again while its fence is on its way.
-            self._owed.discard(event)
-            if not self._move(event):
-                self._owed.add(event)
-                return False
+        owed = dict.fromkeys(self._owed, b"")
+        # Taken out first: the same group may come again while its fence is on its way.
+        self._owed.difference_update(owed)
+        if owed and not self._moved(owed, 0):
+            self._owed.update(owed)
+            return False
         for token in tuple(self._kept_locks):
             if key := self._kept_locks.pop(token, None):
                 self._give_back(key, token)
         return True
 
-    def _give_back(self, key: str, token: str) -> None:
-        if self._try(lambda client: self._release([f"{key}:lock"], [token], client)) is None:
+    def _moved(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
+        keys = [f"{NAMESPACE}:gate", *map(fence_key, seen)]
+        arguments: list[Any] = [_fence(), int(interval_s * 1000), CHANNEL, *seen.values()]
+        wait: Wait | None = self.attempt(lambda client: _wait(self._move(keys, arguments, client), len(seen)))
+        return wait
+
+    def _give_back(self, key: str, token: str, rest_s: float = 0.0, problem: str = "") -> None:
+        arguments: list[Any] = [token, int(rest_s * 1000), RESTS + problem.encode(errors="replace")]
+        if self.attempt(lambda client: self._release([f"{key}:lock"], arguments, client)) is None:
             self._kept_locks[token] = key
             if len(self._kept_locks) > LOCKS_KEPT:
                 self._kept_locks.clear()
 
-    def _move(self, event: Event) -> bool:
-        return bool(self._try(lambda client: client.set(fence_key(event), _fence())))
-
-    def _try(self, action: Callable[[redis.Redis], Any]) -> Any:
-        if self._client is None or not self._breaker.allow():
-            return None
-        try:
-            result = action(self._client)
-        except (redis.RedisError, OSError) as error:
-            self._failed(error)
-            return None
-        self._breaker.succeeded()
-        return result
-
     def _failed(self, error: Exception) -> None:
+        self._error = explain(error)
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET_S
-            log.warning("Redis failed: %s", error)
-        self._error = f"{type(error).__name__}: {error}"
-        self._breaker.failed()
+            log.warning("%s", self._error)
+        self.breaker.failed()
 
 
-def connect(url: str) -> redis.Redis:
-    """A client that fails fast: one try, 50 ms, and never more than 32 connections."""
-    options: dict[str, Any] = {} if url.startswith("unix:") else {"socket_connect_timeout": TIMEOUT_S}
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=32,
-        timeout=0.25,
-        socket_timeout=TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0 if url.startswith("unix:") else 30,
-        driver_info=None,
-        # On by default: it relaxes the time-out to 10 s, and trusts a connection that has unread bytes.
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        **options,
-    )
-    # Owns the pool, so that closing the client closes the connections.
-    return redis.Redis.from_pool(cast("Any", pool))
+def entry_keys(client: redis.Redis, pattern: str = "*") -> Iterator[bytes]:
+    """The keys of entries, without their locks, whose function and arguments match a glob."""
+    found = client.scan_iter(match=f"{VALUES}{pattern}", count=500)
+    return (key for key in cast("Iterator[bytes]", found) if not key.endswith(b":lock"))
 
 
-def _get(client: redis.Redis, key: str, spec: Spec) -> list[Any]:
-    """The entry and the fences; a fence that was lost becomes a new one, since entries from before it may be back."""
-    fences = [fence_key(event) for event in spec.events]
-    found = cast("list[Any]", client.mget([key, *fences]))
-    if None in found[1:]:
+def _get(client: redis.Redis, keys: list[str], groups: tuple[str, ...]) -> list[Any]:
+    """Values and fences; a fence that was lost becomes a new one, since entries from before it may be back."""
+    fences = [fence_key(group) for group in groups]
+    found = _strings(client.mget([*keys, *fences]), len(keys) + len(fences))
+    if None in found[len(keys) :]:
         for fence in fences:
             client.set(fence, _fence(), nx=True)
-        found = cast("list[Any]", client.mget([key, *fences]))
+        found = _strings(client.mget([*keys, *fences]), len(keys) + len(fences))
     return found
+
+
+def _strings(answer: object, length: int) -> list[Any]:
+    """The answer to MGET; an answer out of turn, or somebody else's server, is a failure."""
+    if not isinstance(answer, list) or len(answer) != length:
+        raise redis.InvalidResponse
+    if not all(one is None or isinstance(one, bytes) for one in answer):
+        raise redis.InvalidResponse
+    return answer
+
+
+def _wait(answer: object, length: int) -> Wait:
+    match answer:
+        case [int(milliseconds), int(moved), *fences]:
+            return Wait(max(0, milliseconds) / 1000, bool(moved), tuple(_strings(fences, length)))
+    raise redis.InvalidResponse
+
+
+def _hear(subscription: Any, wait_s: float) -> str | None:
+    if not subscription.subscribed:
+        subscription.subscribe(CHANNEL)
+    message = subscription.get_message(timeout=wait_s)
+    if message is None:
+        return None
+    data = message.get("data")
+    return data.decode(errors="replace") if isinstance(data, bytes) else CONNECTED
 
 
 def _fence() -> bytes:

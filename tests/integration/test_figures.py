@@ -766,7 +766,7 @@ def test_trade_stats_refuses_what_is_no_user_or_moment_by_name(name: str, value:
         analytics.trade_stats(**{name: value})
 
 
-@settings(database=None, deadline=None)
+@settings(database=None)
 @given(st.integers().filter(lambda n: not 1 <= n <= 366))
 def test_no_other_number_of_days_reaches_the_database(days: int) -> None:
     store, region = AtMoment(None), Region(RemoteTier(None))

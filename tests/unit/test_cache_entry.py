@@ -25,10 +25,12 @@ from mivra.analytics.results import (
     TradeStats,
     UserGrowth,
 )
-from mivra.cache.entry import NAMESPACE, Entry, Spec, decode, encode, fence_key, key_of
+from mivra.cache.entry import COMPRESS_ABOVE, NAMESPACE, VALUES, Entry, Spec, decode, encode, fence_key, key_of
 
 RESULTS = (DashboardMetrics, Revenue, UserGrowth, TopUsers, AssetPerformance, TradeStats, Deployment)
 VERSION = "0123456789abcdef0123456789abcdef"
+WHEN = datetime(2026, 7, 29, 12, tzinfo=UTC)
+KEY = f"{VALUES}figure:0:{{}}"
 
 # Trailing zeros, more digits than a float or the default context has, and what numeric allows besides numbers.
 DECIMALS = st.builds(
@@ -84,7 +86,7 @@ def entry(value: Any, **changes: Any) -> Entry:
 def test_every_result_comes_back_exactly(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(RESULTS))
     sent = entry(data.draw(values(kind)))
-    got = decode(encode(sent), kind)
+    got = decode(encode(KEY, sent), KEY, kind)
     assert got is not None
     assert exact(got.value) == exact(sent.value)
     assert (got.loaded_at, got.version, got.fences) == (1.5, VERSION, (b"a", b"b"))
@@ -93,7 +95,7 @@ def test_every_result_comes_back_exactly(data: st.DataObject) -> None:
 def test_money_keeps_its_zeros_and_all_its_digits() -> None:
     for text in ("1.500", "0.00", "-0.10", "1E+3", "9" * 50 + ".000000000000000000001", "NaN"):
         user = RankedUser(1, UUID(int=7), None, 1, Decimal(text), Decimal(text), None)
-        got = decode(encode(entry(TopUsers(datetime.now(UTC), (user,)))), TopUsers)
+        got = decode(encode(KEY, entry(TopUsers(datetime.now(UTC), (user,)))), KEY, TopUsers)
         assert got is not None
         assert str(got.value.users[0].volume) == text
 
@@ -101,17 +103,39 @@ def test_money_keeps_its_zeros_and_all_its_digits() -> None:
 @given(st.binary(max_size=400))
 def test_bytes_of_somebody_else_are_a_miss(data: bytes) -> None:
     for kind in RESULTS:
-        assert decode(data, kind) is None
+        assert decode(data, KEY, kind) is None
 
 
 @given(st.data())
-def test_damaged_bytes_are_a_miss_or_an_entry_that_can_be_judged(data: st.DataObject) -> None:
-    good = bytearray(encode(entry(Deployment(datetime.now(UTC), "UTC", "USD", False))))
+def test_damaged_bytes_are_a_miss(data: st.DataObject) -> None:
+    size = data.draw(st.sampled_from([3, COMPRESS_ABOVE]))
+    good = bytearray(encode(KEY, entry(Deployment(WHEN, "UTC", "$" * size, False))))
     at = data.draw(st.integers(0, len(good) - 1))
     good[at] ^= data.draw(st.integers(1, 255))
     for damaged in (bytes(good), bytes(good[:at])):
-        got = decode(damaged, Deployment)
-        assert got is None or (0.9 <= got.ttl_share <= 1 and got.loaded_at >= 0)
+        assert decode(damaged, KEY, Deployment) is None
+
+
+def test_the_value_of_another_key_is_a_miss() -> None:
+    """An answer out of turn on a connection would otherwise be one figure under the name of another."""
+    data = encode(KEY, entry(Old(1)))
+    assert decode(data, KEY, Old)
+    assert decode(data, KEY + "1", Old) is None
+
+
+def test_a_large_value_is_compressed_and_comes_back() -> None:
+    large = Deployment(datetime.now(UTC), "UTC", "$" * COMPRESS_ABOVE, False)
+    data = encode(KEY, entry(large))
+    assert len(data) < COMPRESS_ABOVE / 10
+    got = decode(data, KEY, Deployment)
+    assert got is not None
+    assert got.value == large
+
+
+def test_a_small_value_that_would_fill_the_memory_is_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(KEY, entry(Deployment(datetime.now(UTC), "UTC", "$" * 10 * COMPRESS_ABOVE, False)))
+    monkeypatch.setattr("mivra.cache.entry.DECOMPRESS_MAX", COMPRESS_ABOVE)
+    assert decode(data, KEY, Deployment) is None
 
 
 @pytest.mark.parametrize(
@@ -128,7 +152,8 @@ def test_damaged_bytes_are_a_miss_or_an_entry_that_can_be_judged(data: st.DataOb
     ],
 )
 def test_an_entry_with_a_wrong_part_is_a_miss(changes: dict[str, Any]) -> None:
-    assert decode(encode(entry(Deployment(datetime.now(UTC), "UTC", "USD", False), **changes)), Deployment) is None
+    data = encode(KEY, entry(Deployment(WHEN, "UTC", "USD", False), **changes))
+    assert decode(data, KEY, Deployment) is None
 
 
 @dataclass(frozen=True)
@@ -181,9 +206,9 @@ def test_exact_arguments_make_exact_keys() -> None:
 
 
 def test_a_value_of_an_old_shape_is_not_read_as_the_new_one() -> None:
-    data = encode(entry(Old(1)))
-    assert decode(data, New) is None
-    assert isinstance(decode(data, Old), Entry)
+    data = encode(KEY, entry(Old(1)))
+    assert decode(data, KEY, New) is None
+    assert isinstance(decode(data, KEY, Old), Entry)
 
 
 def test_an_entry_lives_nine_to_ten_tenths_of_its_ttl() -> None:
@@ -192,4 +217,4 @@ def test_an_entry_lives_nine_to_ten_tenths_of_its_ttl() -> None:
 
 
 def test_the_wire_holds_no_program() -> None:
-    assert msgspec.msgpack.decode(encode(entry(Old(1)))) == [1.5, VERSION, [b"a", b"b"], {"trades": 1}]
+    assert msgspec.msgpack.decode(encode(KEY, entry(Old(1)))[4:]) == [KEY, 1.5, VERSION, [b"a", b"b"], {"trades": 1}]

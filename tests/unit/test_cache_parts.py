@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -16,12 +18,13 @@ import pytest
 from mivra import analytics
 from mivra.cache.breaker import FAILURES, OPEN_S, Breaker
 from mivra.cache.cached import CachedFunction, bind, cached, unbind
-from mivra.cache.coalescer import INTERVAL_S, Coalescer
+from mivra.cache.coalescer import INTERVAL_S, UNSEEN, Coalescer
 from mivra.cache.entry import Entry, Event, Query, Spec
 from mivra.cache.flight import Flights
 from mivra.cache.local import Held, LocalTier
 from mivra.cache.region import Region
-from mivra.cache.remote import RemoteTier
+from mivra.cache.remote import RemoteTier, Wait
+from mivra.cache.statistics import Tally
 from mivra.errors import CacheError, MigrationError, StoreTimeout
 from tests.support import wait_until
 from tests.unit.test_region import Clock
@@ -32,15 +35,16 @@ WHEN = datetime(2026, 7, 29, 12, tzinfo=UTC)
 
 def held(number: int, loaded_at: float = 1.0, *, events: tuple[Event, ...] = ("trade_closed",)) -> Held:
     spec = Spec("figure", int, 60.0, events)
-    return Held(Query(spec, str(number), int), Entry(number, loaded_at, "0" * 32, ()), checked_at=0.0, read_at=0.0)
+    tally = Tally("figure", {}, time.time)
+    return Held(Query(spec, str(number), int), Entry(number, loaded_at, "0" * 32, ()), 0.0, tally, read_at=0.0)
 
 
 def test_the_local_tier_is_bounded_and_the_least_recently_read_leaves() -> None:
     tier = LocalTier(max_entries=3)
     for number in range(3):
-        tier.put(held(number), (0,), now=2.0)
+        tier.put(held(number), (0, 0), now=2.0)
     assert tier.get("0", now=5.0)
-    tier.put(held(3), (0,), now=2.0)
+    tier.put(held(3), (0, 0), now=2.0)
     assert [tier.peek(str(number)) is not None for number in range(4)] == [True, False, True, True]
     assert len(tier.entries()) == 3
 
@@ -48,21 +52,21 @@ def test_the_local_tier_is_bounded_and_the_least_recently_read_leaves() -> None:
 def test_the_local_tier_keeps_the_newer_of_two() -> None:
     tier = LocalTier()
     newer, older = held(1, loaded_at=20.0), held(1, loaded_at=10.0)
-    assert tier.put(newer, (0,), now=30.0) is newer
-    assert tier.put(older, (0,), now=30.0) is newer
+    assert tier.put(newer, (0, 0), now=30.0) is newer
+    assert tier.put(older, (0, 0), now=30.0) is newer
     # The clock was set back: what is from after now cannot be newer.
-    assert tier.put(older, (0,), now=15.0) is older
+    assert tier.put(older, (0, 0), now=15.0) is older
 
 
 def test_what_is_put_after_an_invalidation_is_stale() -> None:
     tier = LocalTier()
-    generation = tier.generation(("trade_closed",))
-    tier.invalidate("bot_status")
+    generation = tier.generation(("trade_closed", "figure"))
+    tier.invalidate(("bot_status",))
     assert not tier.put(held(1), generation, now=2.0).stale
-    tier.invalidate("trade_closed")
+    tier.invalidate(("trade_closed",))
     assert tier.put(held(2), generation, now=2.0).stale
-    assert not tier.put(held(3), tier.generation(("trade_closed",)), now=2.0).stale
-    assert {h.query.key for h in tier.invalidate("trade_closed")} == {"1", "2", "3"}
+    assert not tier.put(held(3), tier.generation(("trade_closed", "figure")), now=2.0).stale
+    assert {h.query.key for h in tier.invalidate(("trade_closed",))} == {"1", "2", "3"}
     assert all(h.stale for h in tier.entries())
 
 
@@ -151,45 +155,153 @@ def test_processes_do_not_probe_together() -> None:
     assert (early.allow(), late.allow()) == (True, False)
 
 
+class Fences:
+    """What announcing does, over all processes: at most one move an interval, by whoever comes first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.moves: list[tuple[float, tuple[str, ...]]] = []
+        self._fences: dict[str, bytes] = {}
+        self._open_at = clock()
+        self._start = clock()
+
+    def announce(self, seen: Mapping[Event, bytes], interval_s: float) -> Wait:
+        due = [event for event, fence in seen.items() if fence in (UNSEEN, self._fences.get(event, b"none"))]
+        wait_s = max(0.0, self._open_at - self.clock()) if due else 0.0
+        moved = bool(due) and not wait_s
+        if moved:
+            self._open_at = self.clock() + interval_s
+            self.moves.append((self.clock() - self._start, tuple(due)))
+            self._fences.update(dict.fromkeys(due, b"%d" % len(self.moves)))
+        return Wait(wait_s, moved, tuple(self._fences.get(event, b"none") for event in seen))
+
+
 def test_a_burst_is_one_invalidation_now_and_one_at_its_end() -> None:
-    clock, done = Clock(), list[tuple[float, str]]()
-    start = clock.seconds
-    coalescer = Coalescer(lambda event: done.append((clock.seconds - start, event)), clock)
+    clock = Clock()
+    fences = Fences(clock)
+    coalescer = Coalescer(fences.announce, clock)
     for _ in range(200):
-        coalescer.note("trade_closed")
+        coalescer.note("user_changed")
         coalescer.run_due()
         clock.seconds += 0.01
-    assert done == [(0.0, "trade_closed")]
+    assert fences.moves == [(0.0, ("user_changed",))]
     due = coalescer.run_due()
     assert due == pytest.approx(INTERVAL_S - 2.0)
     clock.seconds += due
     assert coalescer.run_due() is None
-    assert done[1:] == [(pytest.approx(INTERVAL_S), "trade_closed")]
+    assert fences.moves[1:] == [(pytest.approx(INTERVAL_S), ("user_changed",))]
 
 
-def test_a_stream_of_trades_has_a_ceiling_and_its_last_trade_is_seen() -> None:
-    clock, seen, trades = Clock(), list[int](), 0
-    coalescer = Coalescer(lambda _: seen.append(trades), clock)
+def test_a_stream_of_trades_has_a_ceiling_over_all_processes_and_its_last_trade_is_seen() -> None:
+    clock = Clock()
+    fences = Fences(clock)
+    processes = [Coalescer(fences.announce, clock) for _ in range(5)]
     for _ in range(6000):
-        trades += 1
+        for process in processes:
+            process.note("user_changed")
+            process.run_due()
+        clock.seconds += 0.01
+    last_trade = clock.seconds - fences._start
+    assert len(fences.moves) <= 60 / INTERVAL_S + 1
+    for _ in range(100):
+        for process in processes:
+            process.run_due()
+        clock.seconds += 0.1
+    # One for the last trade, and one more from who could not know that it was enough.
+    assert last_trade <= fences.moves[-1][0]
+    assert len([at for at, _ in fences.moves if at >= last_trade - INTERVAL_S]) <= 3
+    assert all(process.run_due() is None for process in processes)
+
+
+def test_what_another_process_has_announced_since_is_not_announced_again() -> None:
+    clock = Clock()
+    fences = Fences(clock)
+    first, second = Coalescer(fences.announce, clock), Coalescer(fences.announce, clock)
+    for process in (first, second):
+        process.note("user_changed")
+        process.run_due()
+    clock.seconds += INTERVAL_S
+    first.note("user_changed")
+    first.run_due()
+    assert second.run_due() is None
+    assert len(fences.moves) == 2
+
+
+def test_what_happens_while_it_waits_is_not_taken_for_seen() -> None:
+    clock = Clock()
+    fences = Fences(clock)
+    first, second = Coalescer(fences.announce, clock), Coalescer(fences.announce, clock)
+    for process in (first, second):
+        process.note("user_changed")
+        process.run_due()
+    clock.seconds += INTERVAL_S
+    first.note("user_changed")
+    first.run_due()
+    second.note("user_changed")  # after the first one's move: nobody has announced this trade
+    clock.seconds += second.run_due() or 0.0
+    second.run_due()
+    assert len(fences.moves) == 3
+
+
+def test_a_hint_of_trades_stands_for_more_of_them() -> None:
+    """A writer tells every 250 ms at most: its last trades may come after its last hint, and are seen all the same."""
+    clock = Clock()
+    fences = Fences(clock)
+    processes = [Coalescer(fences.announce, clock) for _ in range(3)]
+    for process in processes:
+        process.note("trade_closed")
+    for _ in range(300):
+        for process in processes:
+            process.run_due()
+        clock.seconds += 0.1
+    assert [at for at, _ in fences.moves] == [0.0, pytest.approx(INTERVAL_S, abs=0.1)]
+
+
+def test_without_redis_each_process_keeps_the_interval() -> None:
+    clock, moves = Clock(), list[float]()
+
+    def announce(seen: Mapping[Event, bytes], _interval_s: float) -> Wait:
+        moves.append(clock.seconds)
+        return Wait(0.0, True, (UNSEEN,) * len(seen))
+
+    coalescer = Coalescer(announce, clock)
+    for _ in range(600):
         coalescer.note("trade_closed")
         coalescer.run_due()
-        clock.seconds += 0.01
-    assert len(seen) <= 60 / INTERVAL_S + 1
-    clock.seconds += coalescer.run_due() or 0.0
-    coalescer.run_due()
-    assert seen[-1] == 6000
+        clock.seconds += 0.1
+    assert len(moves) <= 60 / INTERVAL_S + 1
+    assert all(later - earlier >= INTERVAL_S - 0.001 for earlier, later in itertools.pairwise(moves))
 
 
-def test_events_are_coalesced_apart() -> None:
-    done: list[str] = []
-    coalescer = Coalescer(done.append, Clock())
+def test_events_wait_together_so_that_a_figure_of_several_has_the_same_ceiling() -> None:
+    clock = Clock()
+    fences = Fences(clock)
+    coalescer = Coalescer(fences.announce, clock)
     coalescer.note("trade_closed")
     coalescer.run_due()
     coalescer.note("user_changed")
     coalescer.note("trade_closed")
     assert coalescer.run_due() == INTERVAL_S
-    assert done == ["trade_closed", "user_changed"]
+    clock.seconds += INTERVAL_S
+    coalescer.run_due()
+    assert [set(events) for _, events in fences.moves] == [{"trade_closed"}, {"user_changed", "trade_closed"}]
+
+
+def test_an_event_that_comes_while_others_are_announced_is_kept() -> None:
+    clock = Clock()
+    fences = Fences(clock)
+
+    def announce(seen: Mapping[Event, bytes], interval_s: float) -> Wait:
+        if not fences.moves:
+            coalescer.note("trade_closed")
+        return fences.announce(seen, interval_s)
+
+    coalescer = Coalescer(announce, clock)
+    coalescer.note("trade_closed")
+    assert coalescer.run_due() == INTERVAL_S
+    clock.seconds += INTERVAL_S
+    coalescer.run_due()
+    assert len(fences.moves) == 2
 
 
 @dataclass(frozen=True, slots=True)

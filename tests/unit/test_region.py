@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from mivra.cache import region as region_module
-from mivra.cache.entry import Entry, Event, Query, Spec, decode, encode, key_of
-from mivra.cache.region import COOL_DOWN_S, RECHECK_S, SEEN_S, Region
+from mivra.cache import loads, refreshes
+from mivra.cache.entry import Entry, Query, Spec, decode, encode, key_of
+from mivra.cache.loads import COOL_DOWN_S
+from mivra.cache.local import RECHECK_S
+from mivra.cache.region import AHEAD, SEEN_S, Region
+from mivra.cache.remote import KEEP_S, Look, Wait
 from mivra.errors import CacheError, StoreTimeout, StoreUnavailable
 from tests.support import wait_until
 
@@ -36,7 +39,7 @@ class Server:
 
     def __init__(self) -> None:
         self.entries: dict[str, bytes] = {}
-        self.fences: dict[Event, int] = {}
+        self.fences: dict[str, int] = {}
         self.locks: dict[str, str] = {}
 
 
@@ -47,41 +50,57 @@ class Remote:
         self.server = server
         self.away = False
         self.looks = 0
+        self.locks = 0
         self.on_look: Callable[[], None] = lambda: None
         self.closed = False
 
-    def look(self, key: str, spec: Spec) -> tuple[Entry | None, tuple[bytes, ...]] | None:
+    def look(self, query: Query) -> Look | None:
         self.looks += 1
         if self.away:
             return None
-        data, fences = self.server.entries.get(key), self._fences(spec)
+        data, fences = self.server.entries.get(query.key), self._fences(query.spec.groups)
         self.on_look()
-        return decode(data, spec.type) if data else None, fences
+        entry = decode(data, query.key, query.spec.type) if data else None
+        return Look(entry, fences, None)
 
-    def store(self, key: str, spec: Spec, entry: Entry) -> bool | None:
+    def store(self, query: Query, entry: Entry) -> bool | None:
         if self.away:
             return None
-        if entry.fences != self._fences(spec):
+        if entry.fences != self._fences(query.spec.groups):
             return False
-        self.server.entries[key] = encode(entry)
+        self.server.entries[query.key] = encode(query.key, entry)
         return True
 
     def lock(self, key: str, token: str) -> bool | None:
+        self.locks += 1
         return None if self.away else self.server.locks.setdefault(key, token) == token
 
-    def unlock(self, key: str, token: str) -> None:
+    def unlock(self, key: str, token: str, rest_s: float = 0.0, problem: str = "") -> None:
         if self.server.locks.get(key) == token:
             del self.server.locks[key]
 
-    def invalidate(self, event: Event) -> None:
+    def invalidate(self, groups: tuple[str, ...]) -> None:
         if not self.away:
-            self.server.fences[event] = self.server.fences.get(event, 0) + 1
+            for group in groups:
+                self.server.fences[group] = self.server.fences.get(group, 0) + 1
+
+    def announce(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
+        self.invalidate(tuple(seen))
+        return None if self.away else Wait(0.0, True, ())
+
+    def fences(self, groups: Iterable[str]) -> dict[str, bytes] | None:
+        names = tuple(groups)
+        return None if self.away else dict(zip(names, self._fences(names), strict=True))
+
+    def attempt(self, action: Callable[[Any], Any]) -> Any:
+        """Statistics are this process's own here."""
+        return None
 
     def close(self) -> None:
         self.closed = True
 
-    def _fences(self, spec: Spec) -> tuple[bytes, ...]:
-        return tuple(b"%d" % self.server.fences.get(event, 0) for event in spec.events)
+    def _fences(self, groups: tuple[str, ...]) -> tuple[bytes, ...]:
+        return tuple(b"%d" % self.server.fences.get(group, 0) for group in groups)
 
 
 class Loader:
@@ -229,7 +248,7 @@ def test_the_waiters_of_a_cold_key_get_the_one_value(house: House, remote: Remot
     assert [answer.value for answer in answers] == [1] * 16
     assert len({answer.version for answer in answers}) == 1
     assert loader.calls == 1
-    (counted,) = region.statistics()
+    (counted,) = region.statistics.report(60).functions
     assert (counted.miss, counted.loads, counted.reads) == (1, 1, 16)
 
 
@@ -247,7 +266,7 @@ def test_two_processes_load_a_cold_key_once(house: House, threads: ThreadPoolExe
 def test_a_reader_that_comes_second_to_lead_looks_before_it_loads(house: House, remote: Remote) -> None:
     region, query = house.region(remote), house.query()
     region.read(query)
-    region._fly(query)
+    region._loads.fly(query)
     assert house.loader.calls == 1
 
 
@@ -281,7 +300,7 @@ def test_a_failed_key_rests(house: House, remote: Remote) -> None:
     with pytest.raises(StoreUnavailable):
         region.read(query)
     assert loader.calls == 2
-    assert region.statistics()[0].error == 51
+    assert region.statistics.report(60).functions[0].error == 51
 
 
 def test_an_error_that_many_raise_does_not_collect_their_frames(house: House) -> None:
@@ -310,13 +329,13 @@ def test_an_error_that_many_raise_does_not_collect_their_frames(house: House) ->
 
 
 def test_failed_keys_are_forgotten_in_the_end(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_module, "RESTING_KEPT", 3)
+    monkeypatch.setattr(loads, "RESTING_KEPT", 3)
     region = house.region()
     house.loader.error = StoreUnavailable("gone")
     for number in range(20):
         with pytest.raises(StoreUnavailable):
             region.read(house.query(number))
-    assert len(region._resting) == 3
+    assert len(region._loads._resting) == 3
 
 
 def test_the_last_good_copy_is_served_with_its_age_and_the_error(house: House, remote: Remote) -> None:
@@ -340,10 +359,10 @@ def test_a_fault_of_a_loader_is_seen_and_rests_too(house: House, caplog: pytest.
     region.read(query)
     loader.error = ZeroDivisionError("a bug")
     house.clock.seconds += 2 * TTL_S
-    with caplog.at_level(logging.ERROR, "mivra.cache.region"):
+    with caplog.at_level(logging.ERROR, "mivra.cache.refreshes"):
         region.read(query)
         wait_until(lambda: "ZeroDivisionError" in caplog.text)
-    wait_until(lambda: not region._queued)
+    wait_until(lambda: not region._refreshes._queued)
     assert region.read(query).error == "a bug"
     assert loader.calls == 2
 
@@ -360,7 +379,7 @@ def test_a_load_that_an_invalidation_overtook_is_not_fresh_and_is_repeated(
     loader.may_end.set()
     assert cold.result(30).value == 1
     # Nobody reads again, nothing more happens: the region knows by itself that it owes a newer value.
-    wait_until(lambda: loader.calls == 2 and not region._queued)
+    wait_until(lambda: loader.calls == 2 and not region._refreshes._queued)
     assert region.read(query)[:2] == (2, "fresh")
 
 
@@ -374,7 +393,7 @@ def test_a_refresh_that_an_invalidation_overtook_is_repeated(house: House, remot
     for _ in range(3):
         region.invalidate("trade_closed")
     loader.may_end.set()
-    wait_until(lambda: loader.calls == 3 and not region._queued)
+    wait_until(lambda: loader.calls == 3 and not region._refreshes._queued)
     assert region.read(query)[:2] == (3, "fresh")
 
 
@@ -386,7 +405,7 @@ def test_a_load_that_an_invalidation_elsewhere_overtook_is_repeated(house: House
     other.invalidate("trade_closed")
     loader.may_end.set()
     assert cold.result(30).value == 1
-    wait_until(lambda: loader.calls == 2 and not region._queued)
+    wait_until(lambda: loader.calls == 2 and not region._refreshes._queued)
     assert region.read(query)[:2] == (2, "fresh")
 
 
@@ -428,7 +447,7 @@ def test_an_invalidation_refreshes_only_what_was_looked_at_lately(house: House, 
     house.clock.seconds += SEEN_S + 1
     region.read(new)
     region.invalidate("trade_closed")
-    wait_until(lambda: new.load.calls == 2 and not region._queued)
+    wait_until(lambda: new.load.calls == 2 and not region._refreshes._queued)
     assert old.load.calls == 1
     assert region.read(old)[:2] == (1, "stale")
 
@@ -439,7 +458,7 @@ def test_a_refresh_in_the_background_does_not_count_as_a_look(house: House, remo
     for _ in range(10):
         house.clock.seconds += SEEN_S / 4
         region.invalidate("trade_closed")
-        wait_until(lambda: not region._queued)
+        wait_until(lambda: not region._refreshes._queued)
     assert loader.calls == 1 + 3
 
 
@@ -448,7 +467,7 @@ def test_another_process_sees_an_invalidation_within_the_recheck(house: House) -
     first, second, query = house.region(), house.region(on_load=told.append), house.query()
     assert first.read(query).value == second.read(query).value == 1
     first.invalidate("trade_closed")
-    wait_until(lambda: house.loader.calls == 2 and not first._queued)
+    wait_until(lambda: house.loader.calls == 2 and not first._refreshes._queued)
     assert second.read(query)[:2] == (1, "fresh")
     house.clock.seconds += RECHECK_S
     assert second.read(query)[:2] == (2, "fresh")
@@ -505,7 +524,7 @@ def test_a_redis_that_lost_everything_costs_one_load(house: House, threads: Thre
     house.server.fences.clear()
     house.clock.seconds += RECHECK_S
     together(threads, 8, lambda: region.read(query))
-    wait_until(lambda: house.loader.calls == 2 and not region._queued)
+    wait_until(lambda: house.loader.calls == 2 and not region._refreshes._queued)
     assert region.read(query)[:2] == (2, "fresh")
     assert house.server.entries
 
@@ -516,7 +535,7 @@ def test_a_clock_that_was_set_back_heals(house: House, remote: Remote) -> None:
     house.clock.seconds -= 10 * TTL_S
     for each in (region, other):
         each.read(query)
-        wait_until(lambda each=each: not each._queued)
+        wait_until(lambda each=each: not each._refreshes._queued)
         assert each.read(query).state == "fresh"
         assert each.read(query).version not in before
         assert each.read(query).age_s == 0.0
@@ -552,7 +571,7 @@ def test_refresh_does_not_take_a_load_that_began_before_it(
 
 
 def test_a_wait_has_a_bound(house: House, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_module, "WAIT_S", 0.05)
+    monkeypatch.setattr(loads, "WAIT_S", 0.05)
     region, query, loader = house.region(), house.query(), house.loader
     loader.may_end.clear()
     hanging = threads.submit(region.read, query)
@@ -570,17 +589,19 @@ def test_a_wait_has_a_bound(house: House, threads: ThreadPoolExecutor, monkeypat
     assert hanging.result(30).value == 2
 
 
-def test_a_lock_that_nobody_gives_back_does_not_block_for_ever(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_module, "WAIT_S", 0.0)
+def test_a_wait_for_another_process_has_a_bound(house: House) -> None:
     region, query = house.region(), house.query()
     house.server.locks[query.key] = "of nobody"
     locked = region._remote.lock
     region._remote.lock = lambda key, token: setattr(house.clock, "seconds", house.clock() + 1) or locked(key, token)
-    assert region.read(query)[:2] == (1, "loaded")
+    with pytest.raises(CacheError, match="could not be read in time"):
+        region.read(query)
+    assert region._remote.locks <= loads.WAIT_S + 2
+    assert house.loader.calls == 0
 
 
 def test_closing_does_not_wait_for_a_load_that_hangs(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_module, "CLOSE_S", 0.05)
+    monkeypatch.setattr(refreshes, "CLOSE_S", 0.05)
     remote = Remote(house.server)
     region, loader = house.region(remote), house.loader
     queries = [house.query(number) for number in range(8)]
@@ -591,14 +612,14 @@ def test_closing_does_not_wait_for_a_load_that_hangs(house: House, monkeypatch: 
     house.clock.seconds += 2 * TTL_S
     for query in queries:
         region.read(query)
-    for _ in range(region_module.REFRESHERS):
+    for _ in range(refreshes.THREADS):
         assert loader.entered.acquire(timeout=30)
     region.close()
     assert remote.closed
     # Those that run still run, those that did not begin never will.
-    assert len(region._queued) == len(queries)
+    assert len(region._refreshes._queued) == len(queries)
     assert region.read(queries[0]).state == "stale"
-    assert loader.calls == 8 + region_module.REFRESHERS
+    assert loader.calls == 8 + refreshes.THREADS
     loader.may_end.set()
 
 
@@ -620,17 +641,16 @@ def test_statistics_say_what_happened(house: House) -> None:
     region.read(query)
     house.clock.seconds += 2 * TTL_S
     region.read(query)
-    wait_until(lambda: house.loader.calls == 2 and not region._queued)
+    wait_until(lambda: house.loader.calls == 2 and not region._refreshes._queued)
     broken = house.query(spec=failing, load=Loader())
     broken.load.error = StoreUnavailable("gone")
     with pytest.raises(StoreUnavailable):
         region.read(broken)
-    never, figure = region.statistics()
-    assert (never.name, never.ttl_s, never.error, never.loads, never.entries) == ("failing", 30.0, 1, 0, 0)
+    never, figure = region.statistics.report(86_400).functions
+    assert (never.name, never.error, never.loads) == ("failing", 1, 0)
     assert never.last_error == "gone"
-    assert (figure.miss, figure.fresh, figure.stale, figure.loads, figure.entries) == (1, 1, 1, 2, 1)
+    assert (figure.miss, figure.fresh, figure.stale, figure.loads) == (1, 1, 1, 2)
     assert figure.hit_rate == pytest.approx(2 / 3)
-    assert figure.bytes > 0
     assert figure.last_load is not None
 
 
@@ -638,7 +658,7 @@ def test_no_outcome_is_lost_between_threads(house: House, threads: ThreadPoolExe
     region, query = house.region(), house.query()
     for read in together(threads, 16, lambda: [region.read(query) for _ in range(100)]):
         read.result(30)
-    assert region.statistics()[0].reads == 1600
+    assert region.statistics.report(60).functions[0].reads == 1600
 
 
 def test_readers_and_invalidations_at_once_end_with_the_truth(
@@ -663,7 +683,193 @@ def test_readers_and_invalidations_at_once_end_with_the_truth(
             region.invalidate("trade_closed")
     stop.set()
     assert all(value in range(101) for read in reading for value in read.result(30))
-    wait_until(lambda: not any(region._queued for region in regions))
+    wait_until(lambda: not any(region._refreshes._queued for region in regions))
     house.clock.seconds += RECHECK_S
     for region in regions:
         wait_until(lambda region=region: region.read(query)[:2] == (100, "fresh"))
+
+
+def test_a_figure_in_use_is_refreshed_before_it_expires(house: House, remote: Remote) -> None:
+    region, query, loader = house.region(remote), house.query(), house.loader
+    region.read(query)
+    house.clock.seconds += AHEAD * 0.9 * TTL_S - 1
+    region.keep_warm()
+    assert loader.calls == 1
+    house.clock.seconds += 0.1 * TTL_S
+    region.keep_warm()
+    wait_until(lambda: loader.calls == 2 and not region._refreshes._queued)
+    house.clock.seconds += 0.2 * TTL_S
+    assert region.read(query)[:2] == (2, "fresh")
+
+
+def test_two_processes_refresh_ahead_with_one_load(house: House) -> None:
+    regions, query = [house.region(), house.region()], house.query()
+    for region in regions:
+        region.read(query)
+    house.clock.seconds += 0.95 * TTL_S
+    for region in regions:
+        region.keep_warm()
+    wait_until(lambda: not any(region._refreshes._queued for region in regions))
+    assert [region.read(query)[:2] for region in regions] == [(2, "fresh")] * 2
+    assert house.loader.calls == 2
+
+
+def test_the_defaults_are_kept_warm_while_somebody_looks_at_anything(house: House, remote: Remote) -> None:
+    region, default, other = house.region(remote), house.query(1, load=Loader()), house.query(2, load=Loader())
+    region.keep(default)
+    wait_until(lambda: default.load.calls == 1 and not region._refreshes._queued)
+    house.clock.seconds += TTL_S
+    region.keep_warm()
+    assert default.load.calls == 1, "nobody has looked at anything"
+    region.read(other)
+    region.keep_warm()
+    wait_until(lambda: default.load.calls == 2 and not region._refreshes._queued)
+    house.clock.seconds += SEEN_S + 1
+    region.keep_warm()
+    assert not region._refreshes._queued
+    assert (default.load.calls, other.load.calls) == (2, 1)
+
+
+def test_only_the_most_used_are_kept_warm(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mivra.cache.region.WARM_KEPT", 2)
+    region, queries = house.region(), [house.query(number, load=Loader()) for number in range(4)]
+    for reads, query in enumerate(queries, 1):
+        for _ in range(reads):
+            region.read(query)
+    house.clock.seconds += 0.95 * TTL_S
+    region.keep_warm()
+    wait_until(lambda: not region._refreshes._queued)
+    assert [query.load.calls for query in queries] == [1, 1, 2, 2]
+
+
+def test_warming_counts_neither_as_a_read_nor_as_a_miss(house: House, remote: Remote) -> None:
+    region, query = house.region(remote), house.query()
+    region.keep(query)
+    wait_until(lambda: house.loader.calls == 1 and not region._refreshes._queued)
+    assert region.read(query).state == "fresh"
+    (counted,) = region.statistics.report(60).functions
+    assert (counted.miss, counted.fresh, counted.loads) == (0, 1, 1)
+
+
+def test_a_refresh_that_failed_is_tried_again_by_itself(house: House, remote: Remote) -> None:
+    region, query, loader = house.region(remote), house.query(), house.loader
+    region.read(query)
+    loader.error = StoreUnavailable("gone")
+    region.invalidate("trade_closed")
+    wait_until(lambda: loader.calls == 2 and not region._refreshes._queued)
+    loader.error = None
+    region.keep_warm()
+    assert not region._refreshes._queued, "it rests"
+    house.clock.seconds += COOL_DOWN_S
+    region.keep_warm()
+    wait_until(lambda: loader.calls == 3 and not region._refreshes._queued)
+    assert region.read(query)[:2] == (3, "fresh")
+
+
+def test_a_check_finds_what_another_process_invalidated(house: House) -> None:
+    told: list[str] = []
+    first, second, query = house.region(), house.region(on_load=told.append), house.query()
+    assert first.read(query).value == second.read(query).value == 1
+    house.clock.seconds += 0.1
+    second.check()
+    assert second.read(query)[:2] == (1, "fresh")
+    first.invalidate("trade_closed")
+    wait_until(lambda: house.loader.calls == 2 and not first._refreshes._queued)
+    second.check()
+    wait_until(lambda: not second._refreshes._queued)
+    assert second.read(query)[:2] == (2, "fresh")
+    assert (told, house.loader.calls) == (["figure"], 2)
+
+
+def test_a_check_does_not_judge_a_copy_by_fences_older_than_it(house: House) -> None:
+    remote = Remote(house.server)
+    region, query = house.region(remote), house.query()
+    region.read(query)
+    asked = remote.fences
+
+    def fences(groups: Iterable[str]) -> dict[str, bytes] | None:
+        found = asked(groups)
+        house.clock.seconds += 0.1
+        house.region().invalidate("trade_closed")
+        region.refresh(query)
+        return found
+
+    remote.fences = fences
+    house.clock.seconds += 0.1
+    region.check()
+    assert not region._refreshes._queued
+    assert region.read(query)[:2] == (2, "fresh")
+
+
+def test_while_it_is_checked_a_copy_costs_no_look(house: House) -> None:
+    remote = Remote(house.server)
+    region, query = house.region(remote), house.query()
+    region.read(query)
+    before = remote.looks
+    for _ in range(20):
+        house.clock.seconds += RECHECK_S / 2
+        region.check()
+        assert region.read(query).state == "fresh"
+    assert remote.looks == before
+    house.clock.seconds += RECHECK_S
+    region.read(query)
+    assert remote.looks == before + 1
+
+
+def test_what_another_process_loaded_is_taken(house: House) -> None:
+    first, second, query = house.region(), house.region(), house.query()
+    assert first.read(query).value == second.read(query).value == 1
+    house.clock.seconds += 0.1
+    first.refresh(query)
+    second.adopt(query.key)
+    second.adopt("a key that it never showed")
+    wait_until(lambda: not second._refreshes._queued)
+    assert second.read(query)[:2] == (2, "fresh")
+    assert house.loader.calls == 2
+
+
+def test_all_results_of_a_function_can_be_made_stale(house: House, remote: Remote) -> None:
+    region, spec = house.region(remote), Spec("other", int, TTL_S, ("trade_closed",))
+    mine, others = house.query(1, load=Loader()), house.query(spec=spec, load=Loader())
+    region.read(mine)
+    region.read(others)
+    region.invalidate("other")
+    wait_until(lambda: others.load.calls == 2 and not region._refreshes._queued)
+    assert mine.load.calls == 1
+
+
+def test_a_reader_whom_redis_let_wait_does_not_ask_it_again(house: House) -> None:
+    remote = Remote(house.server)
+    remote.away = True
+    region, query = house.region(remote), house.query()
+    assert region.read(query)[:2] == (1, "loaded")
+    assert (remote.looks, remote.locks) == (1, 0)
+
+
+def test_a_copy_of_more_than_a_day_is_not_shown(house: House, remote: Remote) -> None:
+    region, query, loader = house.region(remote), house.query(), house.loader
+    region.read(query)
+    loader.error = StoreUnavailable("gone")
+    house.clock.seconds += KEEP_S - 10
+    assert region.read(query).state == "stale"
+    house.clock.seconds += 11
+    with pytest.raises(StoreUnavailable, match="gone"):
+        region.read(query)
+    with pytest.raises(StoreUnavailable, match="gone"):
+        region.read(query)
+
+
+def test_a_problem_of_this_process_ends_when_another_could_load(house: House) -> None:
+    first, second, query = house.region(), house.region(), house.query()
+    first.read(query)
+    second.read(query)
+    house.loader.error = StoreUnavailable("gone")
+    house.clock.seconds += 1
+    with pytest.raises(StoreUnavailable):
+        second.refresh(query)
+    assert second.read(query).error == "gone"
+    house.loader.error = None
+    first.refresh(query)
+    second.adopt(query.key)
+    wait_until(lambda: not second._refreshes._queued)
+    assert second.read(query).error is None

@@ -1,0 +1,135 @@
+"""What the cache holds, key by key, and what an operator may do to it; each deed is written down before it is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+import redis
+
+from mivra.cache.cached import query_of
+from mivra.cache.entry import VALUES, decode, parts
+from mivra.cache.local import Held
+from mivra.cache.region import Region
+from mivra.cache.remote import KEEP_S, RemoteTier, entry_keys
+from mivra.errors import CacheError, InvalidData
+from mivra.store.base import Row, Store
+
+Action = Literal["refresh", "make_stale", "delete", "flush"]
+
+KEYS_SHOWN = 1_000
+"""More keys than a person looks through."""
+PREVIEW_CHARACTERS = 4_000
+"""Of a value as JSON: the first rows say what it is."""
+
+_PATTERN = re.compile(r'[\w:{}",.*? -]{1,200}')
+"""* and ? only: other signs mean one thing to Redis and another to us."""
+_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
+_USER = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One entry; times in seconds."""
+
+    name: str
+    function: str
+    arguments: str
+    """As JSON, a user's id cut short."""
+    size: int | None
+    """Bytes in Redis; None for what only this process holds."""
+    age_s: float
+    fresh_s: float
+    """Until it is stale; 0 when it is."""
+    here: bool
+    """Whether this process holds a copy."""
+
+
+class Inspector:
+    def __init__(self, region: Region, remote: RemoteTier, store: Store) -> None:
+        self._region = region
+        self._remote = remote
+        self._store = store
+
+    def keys(self) -> tuple[Key, ...]:
+        """What Redis holds, and this process; by function and arguments, at most KEYS_SHOWN."""
+        here = {held.query.key: held for held in self._region.held()}
+        there: dict[str, tuple[int, float]] = self._remote.attempt(_sizes) or {}
+        names = sorted({*here, *there})[:KEYS_SHOWN]
+        return tuple(self._key(name, here.get(name), there.get(name)) for name in names)
+
+    def preview(self, name: str) -> str:
+        """The value as JSON, cut short, personal data masked; CacheError when it is gone."""
+        held = next((held for held in self._region.held() if held.query.key == name), None)
+        value = held.entry.value if held else self._value(name)
+        text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+        return masked(text[:PREVIEW_CHARACTERS])
+
+    def refresh(self, name: str, actor: str, reason: str | None = None) -> None:
+        """Read one key anew, once for all viewers; raises what the load raises."""
+        query = query_of(name)
+        if query is None:
+            raise CacheError("This key is of another release; it expires by itself")
+        self._write_down("refresh", name, actor, reason)
+        self._region.refresh(query)
+
+    def make_stale(self, group: str, actor: str, reason: str | None = None) -> None:
+        """All that depends on an event, or all results of a function, in every process; still shown until read anew."""
+        self._write_down("make_stale", group, actor, reason)
+        self._region.invalidate(group)
+
+    def delete(self, pattern: str, actor: str, reason: str | None = None) -> int | None:
+        """Remove the keys that match a pattern with * and ?, everywhere; how many Redis had, None when it is away."""
+        if not _PATTERN.fullmatch(pattern):
+            raise InvalidData("Write a function's name with * and ?, such as revenue*")
+        self._write_down("flush" if pattern == "*" else "delete", pattern, actor, reason)
+        removed = self._remote.unlink(pattern)
+        self._region.forget(partial(fnmatchcase, pat=f"{VALUES}{pattern}"))
+        return removed
+
+    def history(self, size: int = 100) -> list[Row]:
+        """Who did what to the cache, newest first: at, actor, action, target, reason, source."""
+        return self._store.call("list_audit", area="cache", size=size)
+
+    def _write_down(self, action: Action, target: str, actor: str, reason: str | None) -> None:
+        self._store.call("record_audit", actor=actor, action=f"cache.{action}", target=masked(target), reason=reason)
+
+    def _key(self, name: str, held: Held | None, there: tuple[int, float] | None) -> Key:
+        function, arguments = parts(name)
+        query = held.query if held else query_of(name)
+        age_s = self._region.age(held) if held else there[1] if there else 0.0
+        kept_s = held.fresh_s if held else query.spec.ttl_s if query else 0.0
+        fresh_s = 0.0 if held and held.stale else max(0.0, kept_s - age_s)
+        return Key(name, function, masked(arguments), there[0] if there else None, age_s, fresh_s, held is not None)
+
+    def _value(self, name: str) -> Any:
+        query, data = query_of(name), self._remote.attempt(lambda client: client.get(name))
+        entry = decode(data, name, query.spec.type) if query and isinstance(data, bytes) else None
+        if entry is None:
+            raise CacheError("This key is gone")
+        return entry.value
+
+
+def masked(text: str) -> str:
+    """Without e-mails, and with users' ids cut short."""
+    return _USER.sub(r"\1...", _EMAIL.sub("***@***", text))
+
+
+def _sizes(client: redis.Redis) -> dict[str, tuple[int, float]]:
+    """Size and age of each entry: it is written to be kept for KEEP_S, and its time to live says when that was."""
+    names = list(entry_keys(client))
+    pipeline = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.strlen(name)
+        pipeline.pttl(name)
+    answers = pipeline.execute()
+    if not all(isinstance(answer, int) for answer in answers):
+        raise redis.InvalidResponse
+    return {
+        name.decode(errors="replace"): (size, max(0.0, KEEP_S - kept_ms / 1000))
+        for name, size, kept_ms in zip(names, answers[::2], answers[1::2], strict=True)
+    }

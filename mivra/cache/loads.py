@@ -1,0 +1,170 @@
+"""One load over all threads and all processes: a flight here, a lock in Redis, a fence against what it overtakes."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+from mivra.cache.entry import Entry, Query
+from mivra.cache.flight import Flights, own
+from mivra.cache.local import RECHECK_S, Held, LocalTier
+from mivra.cache.remote import Look, RemoteTier
+from mivra.cache.statistics import Statistics, Tally
+from mivra.errors import CacheError
+
+WAIT_S = 12.0
+"""How long a reader without anything to show waits: a connection (5 s) and a statement (5 s), and a little."""
+POLL_S = 0.02
+"""How often the one waiter of a process looks for the value that another process loads."""
+COOL_DOWN_S = 2.0
+"""After a failed load the key rests in all processes, so that an outage is not answered by a storm."""
+RESTING_KEPT = 2_000
+"""Failed keys kept: in an outage, a page may ask for a new period with every read."""
+
+
+class Loads:
+    """Brings entries into the two tiers."""
+
+    def __init__(
+        self,
+        local: LocalTier,
+        remote: RemoteTier,
+        statistics: Statistics,
+        *,
+        on_load: Callable[[str], None],
+        pause: Callable[[float], bool],
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """pause waits some seconds and says whether the process ends."""
+        self._local = local
+        self._remote = remote
+        self._statistics = statistics
+        self._looks: Flights[tuple[Held | None, bool]] = Flights()
+        self._flights: Flights[Held] = Flights()
+        self._resting: dict[str, tuple[float, Exception]] = {}
+        self._lock = threading.Lock()
+        self._on_load = on_load
+        self._pause = pause
+        self._clock = clock
+        self._now = now
+
+    def first_look(self, query: Query) -> tuple[Held | None, bool]:
+        """One look for all readers of a key that this process does not hold; and whether Redis answered.
+
+        A page's first viewers come together.
+        """
+
+        def once() -> tuple[Held | None, bool]:
+            held, look = self.look(query)
+            return held, look is not None
+
+        try:
+            return self._looks.run(query.key, once, WAIT_S)[0]
+        except TimeoutError:
+            return None, False
+
+    def look(self, query: Query) -> tuple[Held | None, Look | None]:
+        """The newer of the local copy and Redis's, and what Redis said; None when it is away."""
+        at, generation = self._clock(), self._local.generation(query.spec.groups)
+        look = self._remote.look(query)
+        held = self._local.peek(query.key)
+        entry = look.entry if look else None
+        if entry and (held is None or entry.version != held.entry.version):
+            held = self._keep(Held(query, entry, at, self._tally(query)), generation, shown=held is not None)
+        if held:
+            held.checked_at, held.look_at = at, at + RECHECK_S
+            # Never back to False: an invalidation may have come since the look.
+            if look and held.entry.fences != look.fences:
+                held.stale = True
+        return held, look
+
+    def fly(self, query: Query, not_before: float = 0.0, *, shared: bool = True) -> tuple[Held, bool]:
+        """Load, or wait for the load in flight; whether it was that. No longer than WAIT_S: then the key rests.
+
+        A load that began before that Unix time does not count. Not shared: Redis let this reader wait once already.
+        """
+        try:
+            return self._flights.run(query.key, lambda: self._load(query, not_before, shared), WAIT_S)
+        except TimeoutError as error:
+            late = CacheError()
+            self._failed(query, late)
+            raise late from error
+
+    def failure(self, key: str) -> Exception | None:
+        """Why the last load failed; None when it did not."""
+        resting = self._resting.get(key)
+        return resting[1] if resting else None
+
+    def rests(self, key: str) -> bool:
+        """Whether a load failed so lately that the next one has to wait."""
+        resting = self._resting.get(key)
+        return resting is not None and self._clock() < resting[0]
+
+    def is_fresh(self, held: Held) -> bool:
+        # From the future after a clock was set back: then its age says nothing.
+        return not held.stale and abs(self._now() - held.entry.loaded_at) < held.fresh_s
+
+    def _load(self, query: Query, not_before: float, shared: bool) -> Held:
+        """Load, or take what another process loads meanwhile."""
+        token, problem = uuid.uuid4().hex, ""
+        try:
+            found = self._from_another(query, token, not_before) if shared else None
+            return found or self._lead(query, token, not_before, shared)
+        except Exception as error:
+            problem = self._failed(query, error)
+            raise
+        finally:
+            # Also when Redis did not say whether the lock was taken: it may have been.
+            self._remote.unlock(query.key, token, COOL_DOWN_S if problem else 0.0, problem)
+
+    def _from_another(self, query: Query, token: str, not_before: float) -> Held | None:
+        """What another process loads; None when it is this one's turn. CacheError after WAIT_S: never two at a time."""
+        deadline = self._clock() + WAIT_S
+        while self._remote.lock(query.key, token) is False:
+            held, look = self.look(query)
+            if held and self._serves(held, not_before):
+                return held
+            if look and look.problem:
+                raise CacheError(look.problem)
+            if self._clock() > deadline or self._pause(POLL_S):
+                raise CacheError
+        return None
+
+    def _lead(self, query: Query, token: str, not_before: float, shared: bool) -> Held:
+        """As the only loader: look once more, load, and write unless an invalidation came meanwhile."""
+        held, look = self.look(query) if shared else (None, None)
+        if held and self._serves(held, not_before):
+            return held
+        generation = self._local.generation(query.spec.groups)
+        loaded_at, began = self._now(), self._clock()
+        entry = Entry(query.load(), loaded_at, token, look.fences if look else ())
+        tally = self._tally(query)
+        tally.loaded(self._clock() - began)
+        # Without the fences of before the load nobody could tell whether it was fenced.
+        written = self._remote.store(query, entry) if look else None
+        return self._keep(Held(query, entry, began, tally, stale=written is False), generation, shown=True)
+
+    def _keep(self, new: Held, generation: tuple[int, ...], *, shown: bool) -> Held:
+        held = self._local.put(new, generation, self._now())
+        if held is new:
+            self._resting.pop(new.query.key, None)
+            if shown:
+                self._on_load(new.query.spec.name)
+        return held
+
+    def _serves(self, held: Held, not_before: float) -> bool:
+        return self.is_fresh(held) and held.entry.loaded_at >= not_before
+
+    def _failed(self, query: Query, error: Exception) -> str:
+        with self._lock:
+            self._resting[query.key] = (self._clock() + COOL_DOWN_S, own(error))
+            while len(self._resting) > RESTING_KEPT:
+                del self._resting[next(iter(self._resting))]
+        self._tally(query).failed(error)
+        return str(error) or type(error).__name__
+
+    def _tally(self, query: Query) -> Tally:
+        return self._statistics.tally(query.spec.name)

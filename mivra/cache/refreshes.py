@@ -1,0 +1,60 @@
+"""Work in the background: at most one refresh of a key is queued or running in this process, however many ask."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+
+from mivra.errors import MivraError
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+"""The pool of connections has twice as many."""
+CLOSE_S = 5.0
+"""How long closing waits for refreshes that run; the store's own time-outs end them soon after."""
+
+
+class Refreshes:
+    """Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+        self._queued: dict[str, Future[None]] = {}
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="cache-refresh")
+        # Started now: the first reader of a stale figure would start one while the others wait for the lock.
+        together = threading.Barrier(THREADS)
+        for _ in range(THREADS):
+            self._threads.submit(together.wait)
+
+    def submit(self, key: str, work: Callable[[], object], after: Callable[[], object]) -> None:
+        """Do it soon, unless work for this key waits or runs already; after it the key is free again."""
+        if key in self._queued:
+            return
+        with self._lock:
+            if key not in self._queued and not self.closing.is_set():
+                self._queued[key] = self._threads.submit(self._run, key, work, after)
+
+    def close(self) -> None:
+        """Let what runs end, within a bound."""
+        with self._lock:
+            self.closing.set()
+            queued = list(self._queued.values())
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        wait_for([refresh for refresh in queued if not refresh.cancelled()], CLOSE_S)
+
+    def _run(self, key: str, work: Callable[[], object], after: Callable[[], object]) -> None:
+        try:
+            work()
+        except MivraError as error:
+            log.warning("%s could not be refreshed: %s", key, error)
+        except Exception:  # The top of the thread: without this nobody would see a fault of the loader.
+            log.exception("%s could not be refreshed", key)
+        finally:
+            with self._lock:
+                del self._queued[key]
+        after()
