@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from mivra.cache.entry import VALUES
 from mivra.web import format as fmt
 from mivra.web.faces import FACES
 from mivra.web.tables import Column
+
+
+def words(name: str) -> str:
+    """An identifier as a person reads it."""
+    return name.replace("_", " ").capitalize().replace("pnl", "PnL")
+
 
 REVENUE: Final = (
     Column("Day", "day", lambda r: r.day),
@@ -51,20 +58,39 @@ ASSETS: Final = (
 TOP_ASSETS: Final = tuple(column for column in ASSETS if column.title in ("Asset", "Volume", "Net revenue", "Win rate"))
 
 CACHE: Final = (
-    Column("Figure", "text", lambda r: r.name.replace("_", " ")),
-    Column("Hit rate", "percent", lambda r: r.hit_rate, "hit rate"),
-    Column("Reads", "count", lambda r: r.reads),
-    Column("Fresh", "count", lambda r: r.fresh),
-    Column("Stale", "count", lambda r: r.stale),
-    Column("Had to wait", "count", lambda r: r.miss + r.wait),
-    Column("Errors", "count", lambda r: r.error),
-    Column("Database reads", "count", lambda r: r.loads, "database reads"),
-    Column("Load p50", "milliseconds", lambda r: r.load_p50_ms),
-    Column("Load p95", "milliseconds", lambda r: r.load_p95_ms),
-    Column("Kept, s", "count", lambda r: int(r.ttl_s)),
-    Column("Copies", "count", lambda r: r.entries),
-    Column("Last read", "time", lambda r: r.last_load),
-    Column("Last error", "text", lambda r: r.last_error or ""),
+    Column("Figure", "text", lambda r: words(r.name)),
+    Column("Hit rate", "percent", lambda r: r.counted and r.counted.hit_rate, "hit rate"),
+    Column("Target", "text", lambda r: r.target, "hit rate target"),
+    Column("Trend", "trend", lambda r: r.trend, "hit rate"),
+    Column("Reads", "count", lambda r: r.counted and r.counted.reads, "reads"),
+    Column("Database reads", "count", lambda r: r.counted and r.counted.loads, "database reads"),
+    Column("Load p50", "milliseconds", lambda r: r.counted and r.counted.load_p50_ms, "load time"),
+    Column("Load p95", "milliseconds", lambda r: r.counted and r.counted.load_p95_ms, "load time"),
+    Column("Load p99", "milliseconds", lambda r: r.counted and r.counted.load_p99_ms, "load time"),
+    Column("Keys", "count", lambda r: r.keys, "cache keys"),
+    Column("Size", "bytes", lambda r: r.size, "cache keys"),
+    Column("TTL", "seconds", lambda r: r.ttl_s, "ttl"),
+    Column("Last database read", "time", lambda r: r.counted and r.counted.last_load),
+    Column("Last error", "text", lambda r: (r.counted and r.counted.last_error) or ""),
+    Column("Last error at", "time", lambda r: r.counted and r.counted.last_error_at),
+)
+
+CACHE_KEYS: Final = (
+    Column("Figure", "text", lambda key: words(key.function)),
+    Column("Arguments", "text", lambda key: key.arguments),
+    Column("Age", "seconds", lambda key: int(key.age_s)),
+    Column("TTL left", "seconds", lambda key: int(key.fresh_s), "ttl"),
+    Column("Size", "bytes", lambda key: key.size),
+    Column("Copy here", "text", lambda key: "Yes" if key.here else "No", "local copies"),
+)
+
+CACHE_AUDIT: Final = (
+    Column("At", "time", lambda r: r["at"]),
+    Column("Who", "text", lambda r: r["actor"]),
+    Column("Did", "text", lambda r: words(r["action"].removeprefix("cache."))),
+    Column("Target", "text", lambda r: r["target"].removeprefix(VALUES)),
+    Column("Reason", "text", lambda r: r["reason"] or ""),
+    Column("From", "text", lambda r: r["source"]),
 )
 
 HISTORY: Final = (

@@ -27,7 +27,18 @@ DEFINITIONS: Final = {
     "asset performance": "Settled trades per asset over the chosen period, and what is open on it now.",
     "active bot": "Observed state running, with a heartbeat that is not stale.",
     "hit rate": "Reads answered at once, fresh or stale / all reads. Waiting for the database counts against it.",
-    "database reads": "How often the figure was read from the database since the dashboard started.",
+    "hit rate target": "Whether the hit rate is 95% or more: the service level.",
+    "reads": "How often a page asked for a figure.",
+    "database reads": "How often figures were read from the database: each read answers every viewer until it expires. "
+    "Saved are the reads that were answered without one.",
+    "load time": "How long reading it from the database took: half, 95% or 99% of the times were no longer.",
+    "ttl": "An older value is stale: it is still shown, while it is read anew once for all.",
+    "cache keys": "One for each figure and its arguments; in Redis, or while that is away in this process.",
+    "redis memory": "What the server uses for all its users, against the service level or its own lower limit.",
+    "redis": "Shared by all processes; without it each process keeps its own copies.",
+    "local copies": "Copies in this process: they answer without Redis, which is asked for changes once a second.",
+    "breaker": "Opens after three failures in a row, so that a dead server costs one time-out and not one a read.",
+    "preview": "The value's beginning; e-mails are masked and users' ids cut short.",
     "as of": "When the data was read from the database, not when it was drawn.",
 }
 

@@ -7,16 +7,25 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import pandas as pd
 import streamlit as st
 
 from mivra.web.definitions import define
 
-Kind = Literal["text", "count", "money", "percent", "bar", "day", "time", "milliseconds"]
+Kind = Literal["text", "count", "money", "percent", "bar", "day", "time", "milliseconds", "seconds", "bytes", "trend"]
+
+T = TypeVar("T")
 
 _CURRENCY_FORMATS: Final = {"USD": "dollar", "EUR": "euro", "JPY": "yen"}
+_NUMBER_FORMATS: Final = {
+    "count": "%,d",
+    "percent": "percent",
+    "milliseconds": "%,.1f ms",
+    "seconds": "%,d s",
+    "bytes": "bytes",
+}
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A cell that begins so is run as a formula by spreadsheets."""
 
@@ -35,16 +44,43 @@ class Column:
     term: str | None = None
 
 
-def draw(rows: Sequence[Any], columns: Sequence[Column], *, key: str, currency: str = "", zone: str = "UTC") -> None:
+def draw(
+    rows: Sequence[Any],
+    columns: Sequence[Column],
+    *,
+    key: str,
+    currency: str = "",
+    zone: str = "UTC",
+    **options: Any,
+) -> Any:
     """A sortable table; money and shares are floats here and nowhere earlier."""
-    st.dataframe(
+    return st.dataframe(
         frame(rows, columns),
         column_config={column.title: _config(column, rows, currency, zone) for column in columns},
         hide_index=True,
         key=key,
         height=height(len(rows)),
         placeholder="–",  # noqa: RUF001 - the sign for no value
+        **options,
     )
+
+
+def choose(rows: Sequence[T], columns: Sequence[Column], *, key: str, name: Callable[[T], str]) -> T | None:
+    """A table, and the row that was chosen in it: it stays chosen when others come and go."""
+    names = [name(row) for row in rows]
+    before = [names.index(chosen) for chosen in st.session_state.get(key, ()) if chosen in names]
+    # The browser knows a row by its place: other rows are another table, which begins with what was chosen before.
+    state = draw(
+        rows,
+        columns,
+        key=f"{key}_{hash(tuple(names))}",
+        on_select="rerun",
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": before}},
+    )
+    chosen = state["selection"]["rows"]
+    st.session_state[key] = [names[index] for index in chosen]
+    return rows[chosen[0]] if chosen else None
 
 
 def height(rows: int) -> int | Literal["content"]:
@@ -63,25 +99,20 @@ def _drawn(value: object) -> object:
 
 def _config(column: Column, rows: Sequence[Any], currency: str, zone: str) -> Any:
     title, text = column.title, column.term and define(column.term)
+    pattern = _NUMBER_FORMATS.get(column.kind) or _CURRENCY_FORMATS.get(currency, f"{currency} %,.2f")
     match column.kind:
-        case "count":
-            return st.column_config.NumberColumn(title, help=text, format="%,d")
-        case "money":
-            pattern = _CURRENCY_FORMATS.get(currency, f"{currency} %,.2f")
-            return st.column_config.NumberColumn(title, help=text, format=pattern)
-        case "percent":
-            return st.column_config.NumberColumn(title, help=text, format="percent")
-        case "milliseconds":
-            return st.column_config.NumberColumn(title, help=text, format="%,.1f ms")
         case "bar":
             largest = max((float(str(column.value(row) or 0)) for row in rows), default=0.0)
-            pattern = _CURRENCY_FORMATS.get(currency, f"{currency} %,.2f")
             return st.column_config.ProgressColumn(title, help=text, format=pattern, max_value=largest or 1.0)
         case "day":
             return st.column_config.DateColumn(title, help=text, format="YYYY-MM-DD")
         case "time":
             return st.column_config.DatetimeColumn(title, help=text, format="YYYY-MM-DD HH:mm:ss", timezone=zone)
-    return st.column_config.TextColumn(title, help=text)
+        case "text":
+            return st.column_config.TextColumn(title, help=text)
+        case "trend":
+            return st.column_config.LineChartColumn(title, help=text, y_min=0, y_max=1, width="small")
+    return st.column_config.NumberColumn(title, help=text, format=pattern)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +139,8 @@ def download(file: File) -> None:
 
 
 def csv_text(rows: Sequence[Any], columns: Sequence[Column]) -> str:
-    """The rows with exact numbers; text that a spreadsheet would run is quoted with an apostrophe."""
+    """The rows with exact numbers, trends left out; text that a spreadsheet would run is quoted with an apostrophe."""
+    columns = [column for column in columns if column.kind != "trend"]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([column.title for column in columns])
