@@ -145,7 +145,7 @@ def _summary(report: Report, state: RedisState) -> float | None:
             note=f"{fmt.count(reads)} in all",
             trend=[point.reads for point in report.trend],
         )
-        cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=f"of {_mb(_limit(state))}")
+        cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=f"target below {_mb(MEMORY_TARGET)}")
     return rate
 
 
