@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mivra import config
+from mivra.cache.keys import clear
 from mivra.cache.remote import RemoteTier
 from mivra.config import Settings
 from mivra.control.commands import create_bot
@@ -137,7 +138,7 @@ def _reset(options: argparse.Namespace, settings: Settings) -> int:
         _refuse_running_bots(settings)
         reset(database_url)
         with closing(RemoteTier(redis_url)) as cache:
-            cache.clear()
+            cache.attempt(clear)
     print("The database is empty")
     return 0
 

@@ -63,7 +63,7 @@ class Runtime:
         self._closing.callback(unbind)
         self._coalescer = Coalescer(self.region.announce)
         self.inspector = Inspector(self.region, self.remote, self.store)
-        watch = Watch(self.region, self.remote, on_connect=self._on_connect)
+        watch = Watch(self.region, self.remote)
         watch.start()
         self._closing.callback(watch.stop)
         self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))

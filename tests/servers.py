@@ -207,7 +207,7 @@ class Proxy:
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self.port = free_port()
         self.change: Callable[[bytes], bytes] = bytes
-        self.delay_s = 0.0
+        self.delay_s: Callable[[], float] = float
         self._server = port
         self._context = context
         self._stopped = asyncio.Event()
@@ -237,7 +237,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(65536):
                 if changed:
-                    await asyncio.sleep(self.delay_s)
+                    await asyncio.sleep(self.delay_s())
                 writer.write(self.change(data) if changed else data)
                 await writer.drain()
 

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, Literal
 
 import msgspec
-import redis
 
 from mivra.cache.cached import query_of
 from mivra.cache.entry import VALUES, decode, parts
+from mivra.cache.keys import remove, sizes
 from mivra.cache.local import Held
 from mivra.cache.region import Region
-from mivra.cache.remote import KEEP_S, RemoteTier, entry_keys
+from mivra.cache.remote import RemoteTier
 from mivra.errors import CacheError, InvalidData
 from mivra.store.base import Row, Store
 
@@ -58,7 +58,7 @@ class Inspector:
     def keys(self) -> tuple[Key, ...]:
         """What Redis holds, and this process; by function and arguments, at most KEYS_SHOWN."""
         here = {held.query.key: held for held in self._region.held()}
-        there: dict[str, tuple[int, float]] = self._remote.attempt(_sizes) or {}
+        there: dict[str, tuple[int, float]] = self._remote.attempt(sizes) or {}
         names = sorted({*here, *there})[:KEYS_SHOWN]
         return tuple(self._key(name, here.get(name), there.get(name)) for name in names)
 
@@ -67,7 +67,8 @@ class Inspector:
         held = next((held for held in self._region.held() if held.query.key == name), None)
         value = held.entry.value if held else self._value(name)
         text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
-        return masked(text[:PREVIEW_CHARACTERS])
+        # First masked: half an e-mail does not look like one.
+        return masked(text)[:PREVIEW_CHARACTERS]
 
     def refresh(self, name: str, actor: str, reason: str | None = None) -> None:
         """Read one key anew, once for all viewers; raises what the load raises."""
@@ -87,7 +88,7 @@ class Inspector:
         if not _PATTERN.fullmatch(pattern):
             raise InvalidData("Write a function's name with * and ?, such as revenue*")
         self._write_down("flush" if pattern == "*" else "delete", pattern, actor, reason)
-        removed = self._remote.unlink(pattern)
+        removed: int | None = self._remote.attempt(partial(remove, pattern=pattern))
         self._region.forget(partial(fnmatchcase, pat=f"{VALUES}{pattern}"))
         return removed
 
@@ -107,7 +108,8 @@ class Inspector:
         return Key(name, function, masked(arguments), there[0] if there else None, age_s, fresh_s, held is not None)
 
     def _value(self, name: str) -> Any:
-        query, data = query_of(name), self._remote.attempt(lambda client: client.get(name))
+        query = query_of(name)
+        data = self._remote.attempt(lambda client: client.get(name)) if query else None
         entry = decode(data, name, query.spec.type) if query and isinstance(data, bytes) else None
         if entry is None:
             raise CacheError("This key is gone")
@@ -117,19 +119,3 @@ class Inspector:
 def masked(text: str) -> str:
     """Without e-mails, and with users' ids cut short."""
     return _USER.sub(r"\1...", _EMAIL.sub("***@***", text))
-
-
-def _sizes(client: redis.Redis) -> dict[str, tuple[int, float]]:
-    """Size and age of each entry: it is written to be kept for KEEP_S, and its time to live says when that was."""
-    names = list(entry_keys(client))
-    pipeline = client.pipeline(transaction=False)
-    for name in names:
-        pipeline.strlen(name)
-        pipeline.pttl(name)
-    answers = pipeline.execute()
-    if not all(isinstance(answer, int) for answer in answers):
-        raise redis.InvalidResponse
-    return {
-        name.decode(errors="replace"): (size, max(0.0, KEEP_S - kept_ms / 1000))
-        for name, size, kept_ms in zip(names, answers[::2], answers[1::2], strict=True)
-    }

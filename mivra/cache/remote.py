@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 import uuid
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import redis
+from redis import exceptions
 
 from mivra.cache.breaker import Breaker
-from mivra.cache.entry import NAMESPACE, VALUES, Entry, Query, decode, encode, fence_key
+from mivra.cache.entry import NAMESPACE, Entry, Query, decode, encode, fence_key
 from mivra.cache.server import FAILURES, RedisState, ask, connect, explain
 
 log = logging.getLogger(__name__)
@@ -31,9 +33,9 @@ RESTS = b"!"
 """What the value of a lock begins with while its key rests after a failed load; then follows why."""
 CHANNEL = f"{NAMESPACE}:hints"
 """What changed, for the other processes: empty for fences, + and a key for an entry, - and a pattern to forget."""
-CONNECTED = "?"
-"""The hint that hints may have been missed: it comes first, and after each connection that was lost."""
 
+_RUN = re.compile(rb"run_id:(\w+)")
+"""Another one after each start of a server, and in each server."""
 _LUA = Path(__file__).parent / "lua"
 
 
@@ -64,12 +66,15 @@ class RemoteTier:
         self._client = connect(url) if url else None
         self.breaker = breaker or Breaker()
         self._lock_ms = lock_ms
+        self._groups: set[str] = set()
         self._owed: set[str] = set()
         self._tried: set[str] = set()
         self._kept_locks: dict[str, str] = {}
         self._error = ""
         self._quiet_until = 0.0
+        self._server: list[bytes] = []
         if self._client:
+            self._client.connection_pool.connection_kwargs["redis_connect_func"] = self._on_connect
             self._store, self._release, self._move = (
                 self._client.register_script((_LUA / f"{name}.lua").read_text())
                 for name in ("store_fenced", "release", "move_fences")
@@ -80,9 +85,10 @@ class RemoteTier:
 
         Redis is away for as long as it has not taken every invalidation: its entries would look fresh.
         """
+        self._groups.update(query.spec.groups)
         keys = [query.key, f"{query.key}:lock"]
         found = self.attempt(lambda client: _get(client, keys, query.spec.groups)) if self._settle() else None
-        if found is None:
+        if found is None or self._owed:
             return None
         data, lock, *fences = found
         problem = lock[1:].decode(errors="replace") if lock and lock.startswith(RESTS) else None
@@ -118,7 +124,9 @@ class RemoteTier:
 
     def invalidate(self, groups: Iterable[str]) -> None:
         """Move fences: entries loaded before are stale, loads in flight may not write. Made up for when it fails."""
-        self._owed.update(groups)
+        names = tuple(groups)
+        self._groups.update(names)
+        self._owed.update(names)
         self._settle()
 
     def announce(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
@@ -126,6 +134,7 @@ class RemoteTier:
 
         None when Redis is away: then it is made up for, as with invalidate.
         """
+        self._groups.update(seen)
         if self._settle():
             wait = self._moved(seen, interval_s)
             if wait:
@@ -139,28 +148,13 @@ class RemoteTier:
         if not names:
             return {}
         found = self.attempt(lambda client: _get(client, [], names)) if self._settle() else None
-        return None if found is None else dict(zip(names, found, strict=True))
-
-    def unlink(self, pattern: str) -> int | None:
-        """Remove the entries whose key matches, here and in the other processes, without blocking the server; how many.
-
-        The pattern is a glob over what follows VALUES in a key.
-        """
-
-        def scan_and_unlink(client: redis.Redis) -> int:
-            gone = sum(client.unlink(key) for key in entry_keys(client, pattern))
-            client.publish(CHANNEL, f"-{VALUES}{pattern}")
-            return gone
-
-        removed: int | None = self.attempt(scan_and_unlink)
-        return removed
-
-    def clear(self) -> None:
-        """Remove every key of ours, and only ours, without blocking the server."""
-        self.attempt(lambda client: [client.unlink(key) for key in client.scan_iter(match=f"{NAMESPACE}:*", count=500)])
+        return None if found is None or self._owed else dict(zip(names, found, strict=True))
 
     def hints(self, stopping: threading.Event, wait_s: float) -> Iterator[str | None]:
-        """What other processes changed, as it comes; None when nothing did for wait_s. See CHANNEL for the words."""
+        """What other processes changed, as it comes; None when nothing did for wait_s. See CHANNEL for the words.
+
+        Empty also first and after each connection that was lost: then hints may have been missed.
+        """
         while not stopping.is_set():
             if self._client and self.breaker.closed:
                 with closing(cast("Any", self._client).pubsub()) as subscription:
@@ -195,6 +189,18 @@ class RemoteTier:
         self.breaker.succeeded()
         return result
 
+    def _on_connect(self, connection: Any) -> None:
+        """A server that started anew may have less than it had: old entries beside old fences. So all fences move."""
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        try:
+            server = _RUN.findall(_strings([connection.read_response()], 1)[0] or b"")
+        except exceptions.NoPermissionError:
+            return
+        if self._server and server != self._server:
+            self._owed.update(self._groups)
+        self._server = server
+
     def _settle(self) -> bool:
         """Make up for what failed; whether Redis knows of every invalidation."""
         owed = dict.fromkeys(self._owed, b"")
@@ -227,12 +233,6 @@ class RemoteTier:
             self._quiet_until = time.monotonic() + QUIET_S
             log.warning("%s", self._error)
         self.breaker.failed()
-
-
-def entry_keys(client: redis.Redis, pattern: str = "*") -> Iterator[bytes]:
-    """The keys of entries, without their locks, whose function and arguments match a glob."""
-    found = client.scan_iter(match=f"{VALUES}{pattern}", count=500)
-    return (key for key in cast("Iterator[bytes]", found) if not key.endswith(b":lock"))
 
 
 def _get(client: redis.Redis, keys: list[str], groups: tuple[str, ...]) -> list[Any]:
@@ -269,7 +269,7 @@ def _hear(subscription: Any, wait_s: float) -> str | None:
     if message is None:
         return None
     data = message.get("data")
-    return data.decode(errors="replace") if isinstance(data, bytes) else CONNECTED
+    return data.decode(errors="replace") if isinstance(data, bytes) else ""
 
 
 def _fence() -> bytes:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 
 from mivra.cache.region import Region
-from mivra.cache.remote import CONNECTED, RemoteTier
+from mivra.cache.remote import RemoteTier
 
 log = logging.getLogger(__name__)
 
@@ -25,12 +24,9 @@ FLUSH_S = 2.0
 class Watch:
     """A thread of each process that has a region."""
 
-    def __init__(self, region: Region, remote: RemoteTier, *, on_connect: Callable[[], None] = lambda: None) -> None:
-        """on_connect is called when Redis was away, and may have come back with less than it had."""
+    def __init__(self, region: Region, remote: RemoteTier) -> None:
         self._region = region
         self._remote = remote
-        self._on_connect = on_connect
-        self._connected = False
         self._every = {region.check: CHECK_S, region.keep_warm: WARM_S, region.statistics.flush: FLUSH_S}
         self._due = dict.fromkeys(self._every, 0.0)
         self._stopping = threading.Event()
@@ -62,11 +58,6 @@ class Watch:
             self._region.forget(partial(fnmatchcase, pat=hint[1:]))
         else:
             self._due[self._region.check] = 0.0
-        if hint == CONNECTED:
-            # The first connection missed nothing: what is held was loaded after it, or is looked at now.
-            if self._connected:
-                self._on_connect()
-            self._connected = True
 
     def _run_due(self) -> None:
         now = time.monotonic()

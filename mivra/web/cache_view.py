@@ -145,7 +145,8 @@ def _summary(report: Report, state: RedisState) -> float | None:
             note=f"{fmt.count(reads)} in all",
             trend=[point.reads for point in report.trend],
         )
-        cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=f"target below {_mb(MEMORY_TARGET)}")
+        target = f"target below {_mb(MEMORY_TARGET)}"
+        cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=target)
     return rate
 
 
