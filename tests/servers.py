@@ -230,8 +230,11 @@ class Proxy:
         with closing(writer), suppress(OSError, asyncio.CancelledError):
             there = await asyncio.open_connection("127.0.0.1", self._server)
             with closing(there[1]):
-                ways = [self._pump(reader, there[1]), self._pump(there[0], writer, changed=True)]
-                await asyncio.wait(map(asyncio.ensure_future, ways), return_when=asyncio.FIRST_COMPLETED)
+                both = self._pump(reader, there[1]), self._pump(there[0], writer, changed=True)
+                ways = [asyncio.create_task(way) for way in both]
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in ways:
+                    way.cancel()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, changed: bool = False) -> None:
         with suppress(OSError):

@@ -12,7 +12,7 @@ import msgspec
 
 from mivra.cache.cached import query_of
 from mivra.cache.entry import VALUES, decode, parts
-from mivra.cache.keys import remove, sizes
+from mivra.cache.keys import MOST, remove, sizes
 from mivra.cache.local import Held
 from mivra.cache.region import Region
 from mivra.cache.remote import RemoteTier
@@ -21,8 +21,8 @@ from mivra.store.base import Row, Store
 
 Action = Literal["refresh", "make_stale", "delete", "flush"]
 
-KEYS_SHOWN = 1_000
-"""More keys than a person looks through."""
+KEYS_SHOWN = MOST
+"""More keys are neither counted nor shown."""
 PREVIEW_CHARACTERS = 4_000
 """Of a value as JSON: the first rows say what it is."""
 
@@ -43,8 +43,8 @@ class Key:
     size: int | None
     """Bytes in Redis; None for what only this process holds."""
     age_s: float
-    fresh_s: float
-    """Until it is stale; 0 when it is."""
+    fresh_s: float | None
+    """Until it is stale; 0 when it is, None when this process holds no copy to know it from."""
     here: bool
     """Whether this process holds a copy."""
 
@@ -85,26 +85,31 @@ class Inspector:
 
     def delete(self, pattern: str, actor: str, reason: str | None = None) -> int | None:
         """Remove the keys that match a pattern with * and ?, everywhere; how many Redis had, None when it is away."""
-        if not _PATTERN.fullmatch(pattern):
+        if not _PATTERN.fullmatch(pattern) or not pattern.strip("*"):
             raise InvalidData("Write a function's name with * and ?, such as revenue*")
-        self._write_down("flush" if pattern == "*" else "delete", pattern, actor, reason)
-        removed: int | None = self._remote.attempt(partial(remove, pattern=pattern))
-        self._region.forget(partial(fnmatchcase, pat=f"{VALUES}{pattern}"))
-        return removed
+        return self._remove("delete", pattern, actor, reason)
+
+    def flush(self, actor: str, reason: str | None = None) -> int | None:
+        """Remove all keys, everywhere; see delete."""
+        return self._remove("flush", "*", actor, reason)
 
     def history(self, size: int = 100) -> list[Row]:
         """Who did what to the cache, newest first: at, actor, action, target, reason, source."""
         return self._store.call("list_audit", area="cache", size=size)
+
+    def _remove(self, action: Action, pattern: str, actor: str, reason: str | None) -> int | None:
+        self._write_down(action, pattern, actor, reason)
+        removed: int | None = self._remote.attempt(partial(remove, pattern=pattern))
+        self._region.forget(partial(fnmatchcase, pat=f"{VALUES}{pattern}"))
+        return removed
 
     def _write_down(self, action: Action, target: str, actor: str, reason: str | None) -> None:
         self._store.call("record_audit", actor=actor, action=f"cache.{action}", target=masked(target), reason=reason)
 
     def _key(self, name: str, held: Held | None, there: tuple[int, float] | None) -> Key:
         function, arguments = parts(name)
-        query = held.query if held else query_of(name)
-        age_s = self._region.age(held) if held else there[1] if there else 0.0
-        kept_s = held.fresh_s if held else query.spec.ttl_s if query else 0.0
-        fresh_s = 0.0 if held and held.stale else max(0.0, kept_s - age_s)
+        age_s = self._region.age(held) if held else (there or (0, 0.0))[1]
+        fresh_s = None if held is None else 0.0 if held.stale else max(0.0, held.fresh_s - age_s)
         return Key(name, function, masked(arguments), there[0] if there else None, age_s, fresh_s, held is not None)
 
     def _value(self, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,10 +11,15 @@ import redis
 from mivra.cache.entry import NAMESPACE, VALUES
 from mivra.cache.remote import CHANNEL, KEEP_S
 
+MOST = 1_000
+"""Entries that are looked at: more than a person looks through."""
+BATCH = 500
+"""Keys removed with one command."""
+
 
 def sizes(client: redis.Redis) -> dict[str, tuple[int, float]]:
-    """Bytes and age in seconds of each entry: written to be kept for KEEP_S, its time to live says when that was."""
-    names = list(_entries(client, "*"))
+    """Bytes and age in seconds of MOST entries: written to be kept for KEEP_S, its time to live says when that was."""
+    names = list(itertools.islice(_entries(client, "*"), MOST))
     pipeline = client.pipeline(transaction=False)
     for name in names:
         pipeline.strlen(name)
@@ -29,9 +35,9 @@ def sizes(client: redis.Redis) -> dict[str, tuple[int, float]]:
 
 def remove(client: redis.Redis, pattern: str) -> int:
     """Remove the entries whose function and arguments match a glob, and tell the other processes; how many."""
-    gone = 0
-    for name in _entries(client, pattern):
-        gone += client.unlink(name)
+    gone, names = 0, _entries(client, pattern)
+    while batch := list(itertools.islice(names, BATCH)):
+        gone += client.unlink(*batch)
     client.publish(CHANNEL, f"-{VALUES}{pattern}")
     return gone
 

@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mivra.cache.entry import Entry, Query
 from mivra.cache.flight import Flights, own
@@ -22,6 +23,16 @@ COOL_DOWN_S = 2.0
 """After a failed load the key rests in all processes, so that an outage is not answered by a storm."""
 RESTING_KEPT = 2_000
 """Failed keys kept: in an outage, a page may ask for a new period with every read."""
+
+
+class Flown(NamedTuple):
+    """What came of a load."""
+
+    held: Held
+    joined: bool
+    """Whether another thread's flight was waited for: it may have begun before."""
+    loaded: bool
+    """Whether this caller read it from the database."""
 
 
 class Loads:
@@ -43,7 +54,7 @@ class Loads:
         self._remote = remote
         self._statistics = statistics
         self._looks: Flights[tuple[Held | None, bool]] = Flights()
-        self._flights: Flights[Held] = Flights()
+        self._flights: Flights[tuple[Held, bool]] = Flights()
         self._resting: dict[str, tuple[float, Exception]] = {}
         self._lock = threading.Lock()
         self._on_load = on_load
@@ -81,17 +92,18 @@ class Loads:
                 held.stale = True
         return held, look
 
-    def fly(self, query: Query, not_before: float = 0.0, *, shared: bool = True) -> tuple[Held, bool]:
-        """Load, or wait for the load in flight; whether it was that. No longer than WAIT_S: then the key rests.
+    def fly(self, query: Query, not_before: float = 0.0, *, shared: bool = True) -> Flown:
+        """Load, or wait for the load in flight. No longer than WAIT_S: then the key rests.
 
         A load that began before that Unix time does not count. Not shared: Redis let this reader wait once already.
         """
         try:
-            return self._flights.run(query.key, lambda: self._load(query, not_before, shared), WAIT_S)
+            (held, loaded), joined = self._flights.run(query.key, lambda: self._load(query, not_before, shared), WAIT_S)
         except TimeoutError as error:
             late = CacheError()
             self._failed(query, late)
             raise late from error
+        return Flown(held, joined, loaded and not joined)
 
     def failure(self, key: str) -> Exception | None:
         """Why the last load failed; None when it did not."""
@@ -107,37 +119,42 @@ class Loads:
         # From the future after a clock was set back: then its age says nothing.
         return not held.stale and abs(self._now() - held.entry.loaded_at) < held.fresh_s
 
-    def _load(self, query: Query, not_before: float, shared: bool) -> Held:
-        """Load, or take what another process loads meanwhile."""
+    def _load(self, query: Query, not_before: float, shared: bool) -> tuple[Held, bool]:
+        """Load, or take what another process loads meanwhile; whether it was loaded here."""
         token, problem = uuid.uuid4().hex, ""
         try:
-            found = self._from_another(query, token, not_before) if shared else None
-            return found or self._lead(query, token, not_before, shared)
+            if shared:
+                found, shared = self._from_another(query, token, not_before)
+                if found:
+                    return found, False
+            return self._lead(query, token, not_before, shared)
         except Exception as error:
             problem = self._failed(query, error)
             raise
         finally:
-            # Also when Redis did not say whether the lock was taken: it may have been.
             self._remote.unlock(query.key, token, COOL_DOWN_S if problem else 0.0, problem)
 
-    def _from_another(self, query: Query, token: str, not_before: float) -> Held | None:
-        """What another process loads; None when it is this one's turn. CacheError after WAIT_S: never two at a time."""
+    def _from_another(self, query: Query, token: str, not_before: float) -> tuple[Held | None, bool]:
+        """What another process loads; None when it is this one's turn. And whether Redis is there.
+
+        CacheError after WAIT_S: never two at a time.
+        """
         deadline = self._clock() + WAIT_S
-        while self._remote.lock(query.key, token) is False:
+        while (taken := self._remote.lock(query.key, token)) is False:
             held, look = self.look(query)
             if held and self._serves(held, not_before):
-                return held
+                return held, True
             if look and look.problem:
                 raise CacheError(look.problem)
             if self._clock() > deadline or self._pause(POLL_S):
                 raise CacheError
-        return None
+        return None, taken is not None
 
-    def _lead(self, query: Query, token: str, not_before: float, shared: bool) -> Held:
+    def _lead(self, query: Query, token: str, not_before: float, shared: bool) -> tuple[Held, bool]:
         """As the only loader: look once more, load, and write unless an invalidation came meanwhile."""
-        held, look = self.look(query) if shared else (None, None)
+        held, look = self.look(query) if shared else (self._local.peek(query.key), None)
         if held and self._serves(held, not_before):
-            return held
+            return held, False
         generation = self._local.generation(query.spec.groups)
         loaded_at, began = self._now(), self._clock()
         entry = Entry(query.load(), loaded_at, token, look.fences if look else ())
@@ -145,7 +162,7 @@ class Loads:
         tally.loaded(self._clock() - began)
         # Without the fences of before the load nobody could tell whether it was fenced.
         written = self._remote.store(query, entry) if look else None
-        return self._keep(Held(query, entry, began, tally, stale=written is False), generation, shown=True)
+        return self._keep(Held(query, entry, began, tally, stale=written is False), generation, shown=True), True
 
     def _keep(self, new: Held, generation: tuple[int, ...], *, shown: bool) -> Held:
         held = self._local.put(new, generation, self._now())

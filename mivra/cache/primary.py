@@ -10,7 +10,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, cast
 
 import redis
@@ -61,16 +60,19 @@ class Finder:
     def primary(self) -> Address | None:
         """The one of now; while nobody answers, the one of before."""
         if self._clock() - self._asked_at > ASK_S:
-            with suppress(*FAILURES):
-                self.find()
+            try:
+                # One of them: a reader waits for this.
+                self.find(1)
+            except FAILURES:
+                self.doubt()
         return self._found
 
-    def find(self) -> Address:
+    def find(self, tries: int | None = None) -> Address:
         """Raises what the last one raised when nobody knows."""
         # Set first: one thread asks, the others go on.
         self._asked_at = self._clock()
         error: Exception = NoPrimary()
-        for host, port in self._known:
+        for host, port in self._known[:tries]:
             node = self._node(host=host, port=port)
             try:
                 primary, *others = self._ask(node)

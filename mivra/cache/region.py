@@ -84,16 +84,17 @@ class Region:
         if now >= held.look_at and now >= self._watched_at + RECHECK_S:
             # One thread looks; meanwhile the others believe the copy.
             held.look_at = now + RECHECK_S
-            held = self._loads.look(query)[0] or held
+            found, look = self._loads.look(query)
+            return self._judge(query, found or held, shared=look is not None)
         return self._judge(query, held)
 
     def refresh(self, query: Query) -> None:
         """Load once for everybody, however fresh the value is; raises what the loader raises."""
-        asked_at, waited = self._now(), True
-        held: Held | None = None
+        asked_at = self._now()
+        flown = self._loads.fly(query, asked_at)
         # A load that flew already may have read the database before: the next one has not.
-        while held is None or (waited and held.entry.loaded_at < asked_at):
-            held, waited = self._loads.fly(query, asked_at)
+        while flown.joined and flown.held.entry.loaded_at < asked_at:
+            flown = self._loads.fly(query, asked_at)
         self._follow_up(query)
 
     def invalidate(self, *groups: str) -> None:
@@ -170,14 +171,15 @@ class Region:
         held.read_at = self._clock()
         return self._judge(query, held)
 
-    def _judge(self, query: Query, held: Held) -> Read[Any]:
+    def _judge(self, query: Query, held: Held, *, shared: bool = True) -> Read[Any]:
         if self._loads.is_fresh(held):
             held.tally.fresh()
             return self._answer(held, "fresh")
-        if self.age(held) < (KEEP_S if self._loads.rests(query.key) else query.spec.hard_limit_s):
+        # While it cannot be read, nobody waits for one more try.
+        if self.age(held) < (KEEP_S if self._loads.failure(query.key) else query.spec.hard_limit_s):
             self._refresh_soon(query)
             return self._stale(held)
-        return self._load_or_last(query, held)
+        return self._load_or_last(query, held, shared)
 
     def _load_or_last(self, query: Query, held: Held | None, shared: bool = True) -> Read[Any]:
         tally = self.statistics.tally(query.spec.name)
@@ -187,19 +189,19 @@ class Region:
             raise own(failure)
         asked_at = self._now()
         try:
-            loaded, waited = self._loads.fly(query, shared=shared)
-            if waited and loaded.stale and loaded.entry.loaded_at < asked_at:
+            flown = self._loads.fly(query, shared=shared)
+            if flown.joined and flown.held.stale and flown.held.entry.loaded_at < asked_at:
                 # That load was overtaken by an invalidation, maybe before this reader asked.
-                loaded, _ = self._loads.fly(query, asked_at, shared=shared)
+                flown = self._loads.fly(query, asked_at, shared=shared)
         except MivraError:
             if held and self.age(held) < KEEP_S:
                 return self._stale(held)
             tally.error()
             raise
-        loaded.read_at = self._clock()
+        flown.held.read_at = self._clock()
         self._follow_up(query)
-        (tally.wait if waited else tally.miss)()
-        return self._answer(loaded, "loaded")
+        (tally.miss if flown.loaded else tally.wait)()
+        return self._answer(flown.held, "loaded")
 
     def _stale(self, held: Held) -> Read[Any]:
         held.tally.stale()

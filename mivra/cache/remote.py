@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import queue
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import redis
 from redis import exceptions
 
 from mivra.cache.breaker import Breaker
-from mivra.cache.entry import NAMESPACE, Entry, Query, decode, encode, fence_key
-from mivra.cache.server import FAILURES, RedisState, ask, connect, explain
+from mivra.cache.entry import NAMESPACE, Entry, Event, Query, decode, encode, fence_key
+from mivra.cache.server import FAILURES, TIMEOUT_S, RedisState, ask, connect, explain
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +68,16 @@ class RemoteTier:
         self._client = connect(url) if url else None
         self.breaker = breaker or Breaker()
         self._lock_ms = lock_ms
-        self._groups: set[str] = set()
-        self._owed: set[str] = set()
+        self._groups: set[str] = set(get_args(Event))
+        self._owed: set[tuple[str, int]] = set()
+        self._debts = itertools.count()
+        self._settling = threading.Lock()
         self._tried: set[str] = set()
         self._kept_locks: dict[str, str] = {}
         self._error = ""
         self._quiet_until = 0.0
         self._server: list[bytes] = []
+        self._new_server: list[bytes] = []
         if self._client:
             self._client.connection_pool.connection_kwargs["redis_connect_func"] = self._on_connect
             self._store, self._release, self._move = (
@@ -88,7 +93,7 @@ class RemoteTier:
         self._groups.update(query.spec.groups)
         keys = [query.key, f"{query.key}:lock"]
         found = self.attempt(lambda client: _get(client, keys, query.spec.groups)) if self._settle() else None
-        if found is None or self._owed:
+        if found is None or self._new_server:
             return None
         data, lock, *fences = found
         problem = lock[1:].decode(errors="replace") if lock and lock.startswith(RESTS) else None
@@ -109,24 +114,22 @@ class RemoteTier:
             return bool(client.set(f"{key}:lock", token, nx=True, px=self._lock_ms))
 
         taken: bool | None = self.attempt(take)
-        if taken is False:
+        if taken is not True and token in self._tried:
             self._tried.discard(token)
+            if taken is None:
+                # It may have been taken. Whoever asked waited once already.
+                self._keep_lock(key, token)
         return taken
 
     def unlock(self, key: str, token: str, rest_s: float = 0.0, problem: str = "") -> None:
-        """Give the lock back if it was, or may have been, taken; or let the key rest, and say why.
-
-        Made up for when it fails: others would wait.
-        """
+        """Give the lock back if it was taken, or let the key rest, and say why; made up for when it fails."""
         if token in self._tried:
             self._tried.discard(token)
             self._give_back(key, token, rest_s, problem)
 
     def invalidate(self, groups: Iterable[str]) -> None:
         """Move fences: entries loaded before are stale, loads in flight may not write. Made up for when it fails."""
-        names = tuple(groups)
-        self._groups.update(names)
-        self._owed.update(names)
+        self._owe(tuple(groups))
         self._settle()
 
     def announce(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
@@ -134,21 +137,20 @@ class RemoteTier:
 
         None when Redis is away: then it is made up for, as with invalidate.
         """
-        self._groups.update(seen)
         if self._settle():
             wait = self._moved(seen, interval_s)
             if wait:
                 return wait
-        self._owed.update(seen)
+        self._owe(tuple(seen))
         return None
 
     def fences(self, groups: Iterable[str]) -> dict[str, bytes] | None:
         """The fences of now."""
         names = tuple(groups)
-        if not names:
-            return {}
-        found = self.attempt(lambda client: _get(client, [], names)) if self._settle() else None
-        return None if found is None or self._owed else dict(zip(names, found, strict=True))
+        if not self._settle():
+            return None
+        found = self.attempt(lambda client: _get(client, [], names)) if names else []
+        return None if found is None or self._new_server else dict(zip(names, found, strict=True))
 
     def hints(self, stopping: threading.Event, wait_s: float) -> Iterator[str | None]:
         """What other processes changed, as it comes; None when nothing did for wait_s. See CHANNEL for the words.
@@ -170,7 +172,8 @@ class RemoteTier:
         """Ask the server about itself."""
         if not self._client:
             return RedisState(False, False, "No Redis: each process caches for itself")
-        found: RedisState | None = self.attempt(ask)
+        # One late answer is no outage.
+        found: RedisState | None = self.attempt(ask) or self.attempt(ask)
         return found or RedisState(True, False, self._error)
 
     def close(self) -> None:
@@ -190,7 +193,7 @@ class RemoteTier:
         return result
 
     def _on_connect(self, connection: Any) -> None:
-        """A server that started anew may have less than it had: old entries beside old fences. So all fences move."""
+        """A server that started anew may have less than it had: old entries beside old fences."""
         connection.on_connect()
         connection.send_command("INFO", "server")
         try:
@@ -198,24 +201,45 @@ class RemoteTier:
         except exceptions.NoPermissionError:
             return
         if self._server and server != self._server:
-            self._owed.update(self._groups)
+            self._new_server = server
         self._server = server
 
+    def _owe(self, groups: Iterable[str]) -> None:
+        self._groups.update(groups)
+        # Each time anew: what is owed again while it is paid stays.
+        self._owed.update((group, next(self._debts)) for group in groups)
+
     def _settle(self) -> bool:
-        """Make up for what failed; whether Redis knows of every invalidation."""
-        owed = dict.fromkeys(self._owed, b"")
-        # Taken out first: the same group may come again while its fence is on its way.
-        self._owed.difference_update(owed)
-        if owed and not self._moved(owed, 0):
-            self._owed.update(owed)
-            return False
-        for token in tuple(self._kept_locks):
-            if key := self._kept_locks.pop(token, None):
-                self._give_back(key, token)
+        """Make up for what failed; whether Redis is up to date. Others wait for the thread that does it."""
+        if self._owed or self._new_server:
+            if not self._settling.acquire(timeout=TIMEOUT_S):
+                return False
+            try:
+                if not self._pay():
+                    return False
+            finally:
+                self._settling.release()
+        with suppress(KeyError):
+            # One a call: each may have to wait.
+            token, key = self._kept_locks.popitem()
+            self._give_back(key, token)
         return True
 
-    def _moved(self, seen: Mapping[str, bytes], interval_s: float) -> Wait | None:
-        keys = [f"{NAMESPACE}:gate", *map(fence_key, seen)]
+    def _pay(self) -> bool:
+        """What is owed stays so until it is paid: until then nothing of Redis is believed."""
+        if server := self._new_server:
+            # Once over all processes: with an interval, whoever comes first has done it for all.
+            if not self._moved(dict.fromkeys(self._groups, b""), KEEP_S, gate=f"server:{server}"):
+                return False
+            self._new_server = []
+        owed = set(self._owed)
+        if owed and not self._moved({group: b"" for group, _ in owed}, 0):
+            return False
+        self._owed -= owed
+        return True
+
+    def _moved(self, seen: Mapping[str, bytes], interval_s: float, gate: str = "gate") -> Wait | None:
+        keys = [f"{NAMESPACE}:{gate}", *map(fence_key, seen)]
         arguments: list[Any] = [_fence(), int(interval_s * 1000), CHANNEL, *seen.values()]
         wait: Wait | None = self.attempt(lambda client: _wait(self._move(keys, arguments, client), len(seen)))
         return wait
@@ -223,16 +247,21 @@ class RemoteTier:
     def _give_back(self, key: str, token: str, rest_s: float = 0.0, problem: str = "") -> None:
         arguments: list[Any] = [token, int(rest_s * 1000), RESTS + problem.encode(errors="replace")]
         if self.attempt(lambda client: self._release([f"{key}:lock"], arguments, client)) is None:
-            self._kept_locks[token] = key
-            if len(self._kept_locks) > LOCKS_KEPT:
-                self._kept_locks.clear()
+            self._keep_lock(key, token)
+
+    def _keep_lock(self, key: str, token: str) -> None:
+        self._kept_locks[token] = key
+        if len(self._kept_locks) > LOCKS_KEPT:
+            self._kept_locks.clear()
 
     def _failed(self, error: Exception) -> None:
         self._error = explain(error)
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + QUIET_S
             log.warning("%s", self._error)
-        self.breaker.failed()
+        # That all connections are busy says nothing of the server.
+        if not isinstance(error.__cause__, queue.Empty):
+            self.breaker.failed()
 
 
 def _get(client: redis.Redis, keys: list[str], groups: tuple[str, ...]) -> list[Any]:

@@ -170,7 +170,7 @@ def _pool(url: str) -> BlockingConnectionPool:
     return BlockingConnectionPool.from_url(
         url,
         max_connections=32,
-        timeout=0.25,
+        timeout=TIMEOUT_S,
         socket_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0 if unix else 30,

@@ -217,6 +217,8 @@ def _do(action: Action, target: str, reason: str | None) -> str:
         case "make_stale":
             inspector.make_stale(target, who, reason)
             return f"Made stale: {words(target)}."
+        case "flush":
+            return removal(inspector.flush(who, reason))
         case _:
             return removal(inspector.delete(target, who, reason))
 

@@ -17,6 +17,7 @@ from mivra.store.postgres import PostgresStore
 from mivra.store.sample import load_sample
 from mivra.web.boot import boot
 from mivra.web.router import PAGES
+from tests.support import wait_until
 
 ROUTER = Path(__file__).resolve().parents[2] / "mivra" / "web" / "router.py"
 NAMES = [name for pages in PAGES.values() for name, _, _ in pages]
@@ -28,6 +29,7 @@ def started(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     load_sample(database_url, users=20, days=10)
     runtime.start(Settings(home=tmp_path, database_url=database_url, listener=False))
     runtime.warm_up()
+    wait_until(lambda: len(runtime.current().region.held()) == len(analytics.FIGURES))
     monkeypatch.setattr(boot, "state", "ready")
     yield
     runtime.stop()

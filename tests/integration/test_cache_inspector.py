@@ -70,7 +70,7 @@ class Desk:
             "refresh": lambda: self.inspector.refresh(users().key, actor, reason),
             "make_stale": lambda: self.inspector.make_stale("inspected_users", actor, reason),
             "delete": lambda: self.inspector.delete("inspected_u*", actor, reason),
-            "flush": lambda: self.inspector.delete("*", actor, reason),
+            "flush": lambda: self.inspector.flush(actor, reason),
         }
         return deeds[action]()
 
@@ -229,7 +229,7 @@ def test_what_cannot_be_written_down_is_not_done(
         execute(database_url, "alter table operator_audit rename to gone")
     with pytest.raises(StoreError):
         desk.do(action, actor, reason)
-    assert idle(desk.here, desk.elsewhere)
+    wait_until(lambda: idle(desk.here, desk.elsewhere))
     assert [valkey.client.get(fence_key(group)) for group in users().spec.groups] == fences
     assert valkey.client.exists(users().key)
     assert [region.read(users()).version for region in (desk.here, desk.elsewhere)] == [one.version for one in before]

@@ -105,7 +105,26 @@ class SteppedFuture(Future[Any]):
         return super().exception(timeout)
 
 
+class SteppedLock:
+    """Who waits for another thread of the process stops until it is free."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, timeout: float) -> bool:
+        while not self._lock.acquire(blocking=False):
+            stop()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 class SteppedRemote(RemoteTier):
+    def __init__(self, url: str) -> None:
+        super().__init__(url, lock_ms=LOCK_MS)
+        self._settling = SteppedLock()
+
     def attempt(self, action: Callable[[Any], Any]) -> Any:
         stop()
         answer = super().attempt(action)
@@ -121,7 +140,7 @@ class Process:
         self.dead = False
         self.acknowledged = 0
         self.shown = 0
-        self.remote = SteppedRemote(world.url, lock_ms=LOCK_MS)
+        self.remote = SteppedRemote(world.url)
         self.region = Region(self.remote, clock=world.clock, now=world.clock)
         self.region._refreshes._threads = self
         self.region._loads._pause = lambda _seconds: bool(stop())

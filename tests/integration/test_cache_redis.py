@@ -18,7 +18,7 @@ from mivra.cache.entry import NAMESPACE, VALUES, Query, fence_key, key_of
 from mivra.cache.keys import clear, remove
 from mivra.cache.local import RECHECK_S
 from mivra.cache.region import Region
-from tests.house import SPEC, House, idle
+from tests.house import SPEC, House, idle, patient
 from tests.servers import Process
 from tests.support import wait_until
 
@@ -84,7 +84,7 @@ client.close()
 
 def worker(url: str, root: Path, *, lock_ms: int = 11_000, readers: int = 16) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, url, str(lock_ms), str(readers)],
+        [sys.executable, "-c", WORKER, patient(url), str(lock_ms), str(readers)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         stdout=subprocess.PIPE,
@@ -191,7 +191,8 @@ def test_a_lost_fence_does_not_bring_an_old_entry_back(house: House, valkey: Pro
 
 
 def test_a_lock_that_could_not_be_given_back_is_given_back_later(house: House, valkey: Process) -> None:
-    first, second, query = house.region(valkey.url), house.region(valkey.url), house.query()
+    url, query = f"{valkey.url}&socket_timeout=0.2", house.query()
+    first, second = house.region(url), house.region(url)
     lock = f"{query.key}:lock"
 
     def load_while_redis_hangs() -> int:

@@ -172,7 +172,7 @@ def test_without_redis_a_process_watches_its_own_copies(house: House) -> None:
 
 
 def test_a_watch_ends_while_redis_hangs(house: House, valkey: Process) -> None:
-    region = house.watched(valkey.url)
+    region = house.watched(f"{valkey.url}&socket_timeout=0.2")
     region.read(house.query())
     valkey.hang()
     house.close()

@@ -13,7 +13,8 @@ if #due == 0 then
   return {0, 0, unpack(now)}
 end
 if ARGV[2] ~= '0' and not redis.call('SET', KEYS[1], '', 'NX', 'PX', ARGV[2]) then
-  return {redis.call('PTTL', KEYS[1]), 0, unpack(now)}
+  -- In its last millisecond a gate is still there and has none left.
+  return {math.max(1, redis.call('PTTL', KEYS[1])), 0, unpack(now)}
 end
 for _, i in ipairs(due) do
   redis.call('SET', KEYS[i], ARGV[1])

@@ -4,7 +4,7 @@
 create function announce_trades() returns trigger language plpgsql as $$
 begin
   -- Rolled back, the setting is undone with the hint.
-  perform set_config('mivra.announced', date_bin('250 ms', now(), 'epoch')::text, false),
+  perform set_config('mivra.announced', date_bin('250 ms', clock_timestamp(), 'epoch')::text, false),
     pg_notify('mivra_events', 'trade_closed');
   return null;
 end
@@ -14,7 +14,7 @@ comment on function announce_trades is
 
 drop trigger trade_closed on trade_history;
 create trigger trade_closed after insert or update or delete or truncate on trade_history for each statement
-  when (current_setting('mivra.announced', true) is distinct from date_bin('250 ms', now(), 'epoch')::text)
+  when (current_setting('mivra.announced', true) is distinct from date_bin('250 ms', clock_timestamp(), 'epoch')::text)
   execute function announce_trades();
 
 revoke execute on function announce_trades from public, anon, authenticated;
