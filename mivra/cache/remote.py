@@ -29,6 +29,8 @@ KEEP_S = 24 * 3600
 """A last good copy is kept, and shown, for a day: for when the database is away."""
 LOCKS_KEPT = 100
 """Locks to give back after an outage; more have expired by then."""
+NEW_SERVER_S = 60.0
+"""In this time all processes have found out that the server is another one."""
 QUIET_S = 60.0
 """One line in the log a minute of an outage, not one a request."""
 RESTS = b"!"
@@ -206,8 +208,9 @@ class RemoteTier:
 
     def _owe(self, groups: Iterable[str]) -> None:
         self._groups.update(groups)
-        # Each time anew: what is owed again while it is paid stays.
-        self._owed.update((group, next(self._debts)) for group in groups)
+        # What is owed again while it is paid is another debt; else one is enough.
+        known = set() if self._settling.locked() else {group for group, _ in set(self._owed)}
+        self._owed.update((group, next(self._debts)) for group in groups if group not in known)
 
     def _settle(self) -> bool:
         """Make up for what failed; whether Redis is up to date. Others wait for the thread that does it."""
@@ -229,9 +232,11 @@ class RemoteTier:
         """What is owed stays so until it is paid: until then nothing of Redis is believed."""
         if server := self._new_server:
             # Once over all processes: with an interval, whoever comes first has done it for all.
-            if not self._moved(dict.fromkeys(self._groups, b""), KEEP_S, gate=f"server:{server}"):
+            gate = f"server:{server[0].decode(errors='replace')}"
+            if not self._moved(dict.fromkeys(self._groups, b""), NEW_SERVER_S, gate):
                 return False
-            self._new_server = []
+            if self._new_server is server:
+                self._new_server = []
         owed = set(self._owed)
         if owed and not self._moved({group: b"" for group, _ in owed}, 0):
             return False
