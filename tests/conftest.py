@@ -22,13 +22,6 @@ settings.register_profile("mivra", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("mivra")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module stays in one worker, with its fixtures; browsers, and what kills things, do not crowd the machine."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ("browser", "chaos") else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str | None]]:
     """URLs of Postgres and Valkey: embedded ones of this run, or the operator's own by MIVRA_TEST_*."""

@@ -79,7 +79,7 @@ CACHE_KEYS: Final = (
     Column("Figure", "text", lambda key: words(key.function)),
     Column("Arguments", "text", lambda key: key.arguments),
     Column("Age", "seconds", lambda key: int(key.age_s)),
-    Column("TTL left", "seconds", lambda key: int(key.fresh_s), "ttl"),
+    Column("TTL left", "seconds", lambda key: None if key.fresh_s is None else int(key.fresh_s), "ttl"),
     Column("Size", "bytes", lambda key: key.size),
     Column("Copy here", "text", lambda key: "Yes" if key.here else "No", "local copies"),
 )

@@ -119,6 +119,9 @@ class SteppedLock:
     def release(self) -> None:
         self._lock.release()
 
+    def locked(self) -> bool:
+        return self._lock.locked()
+
 
 class SteppedRemote(RemoteTier):
     def __init__(self, url: str) -> None:

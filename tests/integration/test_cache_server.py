@@ -145,7 +145,7 @@ def test_options_in_the_url_win_over_ours(form: str) -> None:
         times = connection.socket_timeout, connection.socket_connect_timeout, connection.health_check_interval
         return *times, pool.timeout, pool.max_connections
 
-    ours = (TIMEOUT_S, 5, 0, 0.25, 32) if form.startswith("unix") else (TIMEOUT_S, TIMEOUT_S, 30, 0.25, 32)
+    ours = (TIMEOUT_S, 5, 0, TIMEOUT_S, 32) if form.startswith("unix") else (TIMEOUT_S, TIMEOUT_S, 30, TIMEOUT_S, 32)
     theirs = "socket_timeout=0.3&socket_connect_timeout=1&health_check_interval=9&timeout=2&max_connections=5"
     assert options(form) == ours
     assert options(f"{form}?{theirs}") == (0.3, 1, 9, 2, 5)

@@ -697,7 +697,7 @@ def test_a_figure_in_use_is_refreshed_before_it_expires(house: House, remote: Re
     house.clock.seconds += AHEAD * 0.9 * TTL_S - 1
     region.keep_warm()
     assert loader.calls == 1
-    house.clock.seconds += 0.1 * TTL_S
+    house.clock.seconds += 0.11 * TTL_S
     region.keep_warm()
     wait_until(lambda: loader.calls == 2 and not region._refreshes._queued)
     house.clock.seconds += 0.2 * TTL_S
