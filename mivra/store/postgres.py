@@ -23,9 +23,13 @@ from mivra.errors import (
     StoreUnavailable,
 )
 from mivra.store.base import Row
+from mivra.store.patience import patience
 
 STATEMENT_TIMEOUT_MS = 5_000
 """A figure that takes longer than a viewer waits is stopped by the server."""
+
+ANSWER_S = 7.0
+"""A server that lives has stopped the statement before; one that says nothing for so long counts as lost."""
 
 POOL_WAIT_S = 5.0
 """How long a caller waits for a connection: as long as a statement may take."""
@@ -38,8 +42,9 @@ KEEPALIVE: dict[str, Any] = {
     "keepalives_idle": 30,
     "keepalives_interval": 5,
     "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
 }
-"""Seconds; a connection whose peer vanished is noticed within a minute."""
+"""Seconds (the last: milliseconds); a peer that vanished is noticed within a minute, in 10 s while one sends."""
 
 _BY_CLASS: dict[str, type[StoreError]] = {
     "08": StoreUnavailable,
@@ -68,16 +73,19 @@ class PostgresStore:
     def __init__(self, dsn: str, *, max_connections: int = 8, application: str = "mivra") -> None:
         self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
             dsn,
-            min_size=1,
+            min_size=0 if max_connections == 1 else 1,
             max_size=max_connections,
             timeout=POOL_WAIT_S,
-            max_idle=300,
+            # With one connection only, a bot's, none is kept by a bot that does not trade.
+            max_idle=300 if max_connections > 1 else 30,
             max_lifetime=1800,
             reconnect_timeout=RECONNECT_S,
-            check=ConnectionPool.check_connection,
+            check=_check,
             kwargs={
                 **KEEPALIVE,
                 "autocommit": True,
+                # Behind a pooler in transaction mode the statement may be prepared on another connection.
+                "prepare_threshold": None,
                 "row_factory": dict_row,
                 "application_name": application,
                 "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
@@ -88,12 +96,17 @@ class PostgresStore:
     def call(self, function: str, /, **params: object) -> list[Row]:
         """See Store.call."""
         values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in params.items()}
-        with translated(), self._pool.connection() as connection:
+        with translated(), self._pool.connection() as connection, patience.within(connection, ANSWER_S):
             return connection.execute(_statement(function, tuple(params)), values).fetchall()
 
     def close(self) -> None:
         """See Store.close."""
         self._pool.close()
+
+
+def _check(connection: psycopg.Connection[Row]) -> None:
+    with patience.within(connection, ANSWER_S):
+        ConnectionPool.check_connection(connection)
 
 
 @lru_cache(maxsize=256)

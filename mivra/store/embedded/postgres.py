@@ -20,7 +20,7 @@ SETTINGS = {
     "listen_addresses": "",
     "port": str(PORT),
     "unix_socket_permissions": "0700",
-    "max_connections": "100",
+    "max_connections": "300",  # a hundred bots that all write have one each
     "shared_buffers": "64MB",
     "max_wal_size": "256MB",
     "fsync": "on",  # with the next: an acknowledged trade survives kill -9 and a power cut
