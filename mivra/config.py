@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +14,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from mivra.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
+TOLD_TO_BOTS = ("MIVRA_BOT_ID", "MIVRA_BOT_DIR", "MIVRA_BOT_CONFIG", "MIVRA_BOT_GENERATION")
+"""Variables that are no settings: an executor names its bot so, and a bot its program."""
 
 
 def setting(variable: str, help_text: str, default: Any = None, *, secret: bool = False) -> Any:
@@ -35,6 +39,9 @@ class Settings:
     market_csv: Path | None = setting(
         "MIVRA_MARKET_CSV", "Candles that the paper bots replay (time, open, high, low, close[, volume])"
     )
+    bot_command: tuple[str, ...] | None = setting(
+        "MIVRA_BOT_COMMAND", "Your own program and its arguments, run for each bot instead of the paper one"
+    )
 
     @property
     def embedded(self) -> bool:
@@ -54,9 +61,8 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _refuse_unknown(environ: Mapping[str, str], known: Mapping[str, str]) -> None:
     for variable in environ:
-        # MIVRA_BOT_* is what an executor tells its bot; MIVRA_TEST_* steers the tests.
-        if variable.startswith("MIVRA_") and not variable.startswith(("MIVRA_BOT_", "MIVRA_TEST_")):
-            if variable in known:
+        if variable.startswith("MIVRA_") and not variable.startswith("MIVRA_TEST_"):
+            if variable in known or variable in TOLD_TO_BOTS:
                 continue
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -69,6 +75,8 @@ def _convert(variable: str, text: str) -> object:
             return Path(text).expanduser().resolve()
         case "MIVRA_MARKET_CSV":
             return _file(variable, text)
+        case "MIVRA_BOT_COMMAND":
+            return _command(variable, text)
         case "MIVRA_LISTENER" | "MIVRA_SAMPLE_DATA":
             return _switch(variable, text)
         case "MIVRA_TIMEZONE":
@@ -84,6 +92,19 @@ def _file(variable: str, text: str) -> Path:
     if not path.is_file():
         raise ConfigError(f"{variable}: there is no file {path}")
     return path
+
+
+def _command(variable: str, text: str) -> tuple[str, ...]:
+    try:
+        program, *arguments = shlex.split(text)
+    except ValueError as error:
+        # An argument may be a secret, so the sentence does not repeat it.
+        raise ConfigError(f"{variable}: write a program and its arguments, quoted as in a shell") from error
+    found = shutil.which(program)
+    if found is None:
+        raise ConfigError(f"{variable}: there is no program {program}, or it is not executable")
+    # A bot's process may have another working directory.
+    return (str(Path(found).absolute()), *arguments)
 
 
 def _switch(variable: str, text: str) -> bool:
@@ -128,4 +149,6 @@ def environ_of(settings: Settings) -> dict[str, str]:
 def _text(value: object) -> str | None:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return shlex.join(value)
     return None if value is None else str(value)

@@ -1,4 +1,4 @@
-"""python -m mivra.bot: one bot in a process of its own; its lock, its start line and its exit code.
+"""python -m mivra.bot: one bot, built in or the operator's own; its lock, its start line and its exit code.
 
 running -> paused -> running        by the executor, or paused by the bot itself (safety stop)
 any     -> stopping -> exit         no new trades; open ones settle until the deadline
@@ -9,24 +9,31 @@ Importing this module imports all that a bot needs, so that a fork of a process 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from mivra.bot.broker import PaperBroker
-from mivra.bot.channel import Channel, Start
+from mivra.bot.channel import Channel, Start, clock
+from mivra.bot.child import Child
 from mivra.bot.config import BotConfig
-from mivra.bot.loop import STOP_S, UNWATCHED_AFTER_S, Loop
+from mivra.bot.duty import STOP_S, UNWATCHED_AFTER_S, Duty
+from mivra.bot.gate import Gate
+from mivra.bot.loop import Loop
 from mivra.bot.market import open_feed
+from mivra.bot.program import Ended, Program
 from mivra.bot.recorder import Recorder
 from mivra.bot.spool import Spool
 from mivra.bot.trade import moment
@@ -42,7 +49,8 @@ class Exit(IntEnum):
     DONE = 0
     CRASHED = 1
     REFUSED = 2
-    """A setting, the start line, the config, the candles or the spool are wrong: starting again changes nothing."""
+    """A setting, the start line, the config, the candles or the spool are wrong, the operator's program cannot be
+    started, or it traded against the kill switch: starting again changes nothing."""
     UNWATCHED = 3
     TAKEN = 4
     """Another process of this bot lives."""
@@ -56,17 +64,20 @@ class Unwatched(ControlError):
     """The executor did not say what to do."""
 
 
-EXITS: Mapping[type[MivraError], Exit] = {Taken: Exit.TAKEN, Unwatched: Exit.UNWATCHED}
+EXITS: Mapping[type[MivraError], Exit] = {Taken: Exit.TAKEN, Unwatched: Exit.UNWATCHED, Ended: Exit.CRASHED}
 
 
 def main() -> int:
     """Run the bot that the environment names until it is told to end; every error is a line to the executor."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _log_to_stderr()
     channel = Channel()
     try:
         return _run(channel, os.environ)
     except MivraError as error:
-        channel.send("error", message=str(error))
+        log.error("%s", error)
+        if not isinstance(error, Taken):
+            # Of a process that found the lock taken, the pipe is the other's.
+            channel.send("error", message=str(error))
         return EXITS.get(type(error), Exit.REFUSED)
     except Exception as error:
         log.exception("The bot crashed")
@@ -78,24 +89,55 @@ def _run(channel: Channel, environ: Mapping[str, str]) -> Exit:
     settings = load(environ)
     _obey_signals(channel)
     bot_id, folder = _names(environ)
-    with _locked(folder):
+    with _locked(folder) as lock:
         begun = _start(channel)
         if begun is None:
             return Exit.DONE
         start, messages = begun
         start.check(bot_id)
-        return Exit.DONE if _loop(start, settings, channel, folder).run(messages) else Exit.UNWATCHED
+        return Exit.DONE if _duty(start, settings, channel, folder, lock).run(messages) else Exit.UNWATCHED
 
 
-def _loop(start: Start, settings: Settings, channel: Channel, folder: Path) -> Loop:
-    config, feed, bot_id = BotConfig.parse(start.config), open_feed(settings.market_csv), start.bot_id
+def _duty(start: Start, settings: Settings, channel: Channel, folder: Path, lock: IO[str]) -> Duty:
+    bot_id, gate = start.bot_id, Gate(clock)
     # One process at a time and the microsecond of its start: no other run has this beginning.
     run_id = f"{bot_id}.{moment(time.time()):%Y%m%dT%H%M%S%f}."
     connect = partial(open_store, settings, application=f"mivra bot {bot_id}", max_connections=1)
     recorder = Recorder(connect, Spool(folder), bot_id=bot_id, run_id=run_id)
+    if settings.bot_command:
+        child = Child(settings.bot_command, _environ_of_program(os.environ, start), lock.fileno())
+        return Program(child, start, channel, recorder, gate=gate, monotonic=clock)
+    config, feed = BotConfig.parse(start.config), open_feed(settings.market_csv)
     names = {"bot_id": bot_id, "user_id": str(start.user_id), "run_id": run_id}
-    trader = Trader(config, feed, PaperBroker(feed), recorder, channel.log, **names)
-    return Loop(channel, trader, recorder, clock=time.time, monotonic=time.monotonic)
+    trader = Trader(config, feed, PaperBroker(feed), recorder, gate, **names)
+    return Loop(channel, trader, recorder, gate, clock=time.time, monotonic=clock)
+
+
+def _environ_of_program(environ: Mapping[str, str], start: Start) -> dict[str, str]:
+    """Ours without any secret; the last is one that the database's driver would read."""
+    secrets = {setting.metadata["variable"] for setting in fields(Settings) if not setting.repr} | {"PGPASSWORD"}
+    told = {
+        "MIVRA_BOT_ID": start.bot_id,
+        "MIVRA_BOT_GENERATION": str(start.generation),
+        "MIVRA_BOT_CONFIG": json.dumps(start.config),
+    }
+    return {variable: text for variable, text in environ.items() if variable not in secrets} | told
+
+
+class _OneLine(logging.Formatter):
+    """A message of several lines is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides
+        return " ".join(super().formatMessage(record).splitlines())
+
+
+def _log_to_stderr() -> None:
+    """The bot's log is its standard error, which the executor has redirected to the bot's folder."""
+    handler, line = logging.StreamHandler(), _OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
+    line.converter = time.gmtime
+    handler.setFormatter(line)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("mivra.bot").setLevel(logging.INFO)
 
 
 def _obey_signals(channel: Channel) -> None:
@@ -118,7 +160,7 @@ def _names(environ: Mapping[str, str]) -> tuple[str, Path]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[IO[str]]:
     """Hold the bot's lock; the kernel gives it back however this process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -129,18 +171,21 @@ def _locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        yield file
 
 
 def _start(channel: Channel) -> tuple[Start, list[dict[str, Any]]] | None:
-    """The start line and what came with it; None when a stop came first."""
-    give_up_at = time.monotonic() + UNWATCHED_AFTER_S
-    while (left := give_up_at - time.monotonic()) > 0:
-        messages = channel.receive(left)
+    """The start line and what came with it, such as the kill switch; None when a stop came first."""
+    give_up_at = clock() + UNWATCHED_AFTER_S
+    messages: list[dict[str, Any]] = []
+    while (left := give_up_at - clock()) > 0:
+        messages += channel.receive(left)
         for place, message in enumerate(messages):
             match message.get("type"):
+                case "start" if message.get("until", math.inf) < clock():
+                    raise Unwatched
                 case "start":
-                    return Start.parse(message), messages[place + 1 :]
+                    return Start.parse(message), messages[:place] + messages[place + 1 :]
                 case "stop":
                     return None
     raise Unwatched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,10 +18,15 @@ from mivra.lines import Lines, encoded
 
 MAX_LINE = select.PIPE_BUF
 """Bytes; a pipe that select calls writable takes so many without blocking, whole or not at all."""
-MAX_MESSAGE = 800
-"""Characters of a log line: with four bytes each, it still fits in MAX_LINE."""
+MAX_MESSAGE = 600
+"""Characters of a text: with six bytes each, it still fits in MAX_LINE."""
 MAX_WAITING = 64
 """Lines kept while nobody reads; the oldest go first, because the newest state is the one that counts."""
+
+
+def clock() -> float:
+    """Seconds that both ends of the pipe agree on; unlike others it goes on while the machine is suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,12 @@ class Channel:
         self._waiting: deque[bytes] = deque(maxlen=MAX_WAITING)
         self._woken, self._wake = os.pipe()
 
-    def receive(self, timeout: float) -> list[dict[str, Any]]:
-        """Messages from the executor or from `interrupt`; waits for one or for the timeout in seconds."""
+    def receive(self, timeout: float, *also: int) -> list[dict[str, Any]]:
+        """Messages from the executor or `interrupt`; waits for one, another descriptor, or the timeout in seconds."""
         self.flush()
         sources = [self._woken] if self._ended else [self._incoming, self._woken]
-        ready, _, _ = select.select(sources, [], [], max(timeout, 0.0))
-        return [message for source in ready for message in self._read(source)]
+        ready, _, _ = select.select([*sources, *also], [], [], max(timeout, 0.0))
+        return [message for source in sources if source in ready for message in self._read(source)]
 
     def interrupt(self, message: Mapping[str, Any]) -> None:
         """Receive this message, too: for signal handlers, after which Python goes on with a select."""
@@ -74,11 +80,7 @@ class Channel:
         self._waiting.append(_line(kind, values))
         self.flush()
 
-    def log(self, level: str, message: str) -> None:
-        """A line for the operator."""
-        self.send("log", level=level, message=message)
-
-    def beat(self, **values: object) -> None:
+    def beat(self, /, **values: object) -> None:
         """A line that is worthless later: dropped while the pipe is full."""
         self.flush()
         self._write(_line("beat", values))

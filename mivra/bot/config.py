@@ -33,6 +33,8 @@ class BotConfig:
     """The paper broker has no other."""
     safety_stop: int = 10
     """Losses in a row, 1 to 10, after which the bot pauses itself."""
+    drain_seconds: int = 20
+    """Seconds, 1 to 600, that a stop waits for open trades; its executor heeds it."""
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any]) -> BotConfig:
@@ -101,4 +103,5 @@ _CHECKS: Mapping[str, Callable[[object], Any]] = {
     "expiration_seconds": partial(_integer, 5, 300),
     "account_type": partial(_choice, ("demo",)),
     "safety_stop": partial(_integer, 1, 10),
+    "drain_seconds": partial(_integer, 1, 600),
 }

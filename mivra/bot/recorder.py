@@ -6,7 +6,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -53,8 +52,6 @@ class Recorder:
         """Tries since the last success; 0 while the database answers."""
         self.refused = 0
         """Trades that the database calls invalid; they are in refused.jsonl."""
-        self.notes: deque[tuple[str, str]] = deque(maxlen=100)
-        """Level and message, for the operator; taken from the left by the bot's loop."""
 
     def start(self) -> None:
         self._thread.start()
@@ -123,7 +120,7 @@ class Recorder:
         if not self._asked:
             self._find_left_open(store)
         if self.failures:
-            self.notes.append(("info", f"The database is back after {self.failures} tries"))
+            log.info("The database is back after %s tries", self.failures)
         self.failures = 0
 
     def _write(self, store: Store, batch: list[Trade]) -> None:
@@ -141,7 +138,7 @@ class Recorder:
     def _refuse(self, trade: Trade, error: InvalidData) -> None:
         self._spool.refuse(trade)
         self.refused += 1
-        self.notes.append(("error", f"The database refused trade {trade.external_id}, kept in refused.jsonl: {error}"))
+        log.error("The database refused trade %s, kept in refused.jsonl: %s", trade.external_id, error)
         self._forget([trade])
 
     def _forget(self, batch: list[Trade]) -> None:
@@ -165,7 +162,7 @@ class Recorder:
         with self._wake:
             self.failures += 1
             if self.failures == 1:
-                self.notes.append(("warning", f"Trades are kept until the database takes them: {error}"))
+                log.warning("Trades are kept until the database takes them: %s", error)
             self._save()
             stop_at = self._stop_at
             # A stop ends the wait, for a last try.
@@ -177,4 +174,4 @@ class Recorder:
         try:
             self._spool.save(self._pending.values())
         except OSError as error:
-            self.notes.append(("error", f"Trades that wait for the database cannot be kept on disk: {error}"))
+            log.error("Trades that wait for the database cannot be kept on disk: %s", error)

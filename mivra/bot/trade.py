@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ from mivra.bot.strategy import Direction
 
 Result = Literal["WIN", "LOSS", "TIE"]
 CENT = Decimal("0.01")
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Trade:
     payout_rate: Decimal
     expiration_seconds: int
     strategy: str | None
-    opened_at: datetime
-    expires_at: datetime
+    opened_at: Moment
+    expires_at: Moment
     status: Literal["open", "closed"] = "open"
     result: Result | None = None
     pnl: Decimal | None = None
-    closed_at: datetime | None = None
+    closed_at: Moment | None = None
 
     def settled(self, result: Result) -> Trade:
         """The same trade, closed at its expiry: so it is the same row whichever process settles it, and when."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from decimal import Decimal
 
 from mivra.bot.broker import Broker
 from mivra.bot.config import MAX_STAKE, BotConfig
+from mivra.bot.gate import Gate
 from mivra.bot.market import Feed
 from mivra.bot.recorder import Recorder
 from mivra.bot.strategy import Direction, Outlook
 from mivra.bot.trade import CENT, Trade, moment
 from mivra.errors import BrokerError
+
+log = logging.getLogger(__name__)
 
 MAX_OPEN = 1
 """Positions at a time: the next order may depend on how this one ends."""
@@ -21,8 +25,10 @@ MAX_UNWRITTEN = 20
 """Trades that may wait for the database: what a person can still check by hand when the disk is lost as well."""
 
 
-def refusal(stake: Decimal, *, open_trades: int, unwritten: int) -> str | None:
+def refusal(stake: Decimal, *, hold: str | None, open_trades: int, unwritten: int) -> str | None:
     """Why an order may not go out now, in words for the operator; None when it may. Every order passes here."""
+    if hold is not None:
+        return hold
     if stake > MAX_STAKE:
         return f"A stake of {stake} is above the cap of {MAX_STAKE}"
     if open_trades >= MAX_OPEN:
@@ -54,6 +60,18 @@ class Tally:
                 self.ties += 1
         self.pnl += trade.pnl or 0
 
+    def progress(self, recorder: Recorder, open_trades: int, waiting: str | None) -> dict[str, object]:
+        """Counts since the start of this process, for the beat."""
+        return {
+            **asdict(self),
+            "pnl": str(self.pnl.quantize(CENT)),
+            "open": open_trades,
+            "unwritten": recorder.unwritten,
+            "refused": recorder.refused,
+            "failures": recorder.failures,
+            "waiting": waiting,
+        }
+
 
 class Trader:
     """Trades one asset by one strategy; run_id begins the external id of each of its trades."""
@@ -64,13 +82,13 @@ class Trader:
         feed: Feed,
         broker: Broker,
         recorder: Recorder,
-        log: Callable[[str, str], None],
+        gate: Gate,
         *,
         bot_id: str,
         user_id: str,
         run_id: str,
     ) -> None:
-        self._config, self._broker, self._recorder, self._log = config, broker, recorder, log
+        self._config, self._broker, self._recorder, self._gate = config, broker, recorder, gate
         self._bot_id, self._user_id, self._run_id = bot_id, user_id, run_id
         self._outlook = Outlook(config.strategy, feed, config.asset)
         self._tally = Tally()
@@ -103,23 +121,15 @@ class Trader:
         self._pardoned = self._recorder.refused
 
     def progress(self) -> Mapping[str, object]:
-        """Counts since the start of this process, for the beat."""
-        return {
-            **asdict(self._tally),
-            "pnl": str(self._tally.pnl.quantize(CENT)),
-            "open": self.open_trades,
-            "unwritten": self._recorder.unwritten,
-            "refused": self._recorder.refused,
-            "failures": self._recorder.failures,
-            "waiting": self._refusal(),
-        }
+        """See Tally.progress."""
+        return self._tally.progress(self._recorder, self.open_trades, self._refusal())
 
     def _restore(self, trades: list[Trade]) -> None:
         # Another program may have traded for this bot on a real account: not this broker's to settle.
         own = [trade for trade in trades if trade.account_type == self._config.account_type]
         if own:
             self._broker.restore(own)
-            self._log("info", f"Took over {len(own)} open trades of an earlier process")
+            log.info("Took over %s open trades of an earlier process", len(own))
 
     def _settle(self, at: float) -> None:
         for trade in self._broker.results(moment(at)):
@@ -129,14 +139,17 @@ class Trader:
 
     def _refusal(self) -> str | None:
         return self.halt or refusal(
-            self._config.amount, open_trades=self.open_trades, unwritten=self._recorder.unwritten
+            self._config.amount,
+            hold=self._gate.hold(),
+            open_trades=self.open_trades,
+            unwritten=self._recorder.unwritten,
         )
 
     def _place(self, order: Trade) -> None:
         try:
             trade = self._broker.place(order)
         except BrokerError as error:
-            self._log("warning", str(error))
+            log.warning("%s", error)
         else:
             self._tally.trades += 1
             self._recorder.put(trade)

@@ -65,6 +65,16 @@ def test_waiting_ends_with_a_line_or_an_interruption(pair: Pair) -> None:
     assert pair.receive(timeout=60.0) == [{}]
 
 
+def test_waiting_ends_with_another_descriptor_too(pair: Pair) -> None:
+    other, far = os.pipe()
+    os.write(far, b"x")
+    assert pair.channel.receive(60.0, other) == []
+    os.write(pair.to_bot, b'{"type":"stop"}\n')
+    assert pair.channel.receive(60.0, other) == [{"type": "stop"}]
+    for end in (other, far):
+        os.close(end)
+
+
 def test_an_interruption_does_not_mix_with_half_a_line(pair: Pair) -> None:
     os.write(pair.to_bot, b'{"type":"pa')
     pair.channel.interrupt({"type": "stop"})
@@ -105,7 +115,7 @@ def test_a_full_pipe_drops_beats_and_keeps_states_in_order(pair: Pair) -> None:
 
 def test_a_reader_that_never_comes_costs_no_memory(pair: Pair) -> None:
     for number in range(10_000):
-        pair.channel.send("log", level="info", message=f"{number} " + "x" * 700)
+        pair.channel.send("error", message=f"{number} " + "x" * 500)
     lines = []
     while not lines or pair.channel._waiting:
         lines += pair.heard()
@@ -117,6 +127,11 @@ def test_a_reader_that_never_comes_costs_no_memory(pair: Pair) -> None:
     assert len(lines) >= MAX_WAITING
 
 
+def test_a_beat_may_have_fields_of_any_name(pair: Pair) -> None:
+    pair.channel.beat(**{"self": 1, "": 2, "kind": 3})
+    assert pair.heard() == [{"type": "beat", "self": 1, "": 2, "kind": 3}]
+
+
 def test_a_reader_that_is_gone_is_no_error(pair: Pair) -> None:
     os.close(pair.from_bot)
     pair.channel.send("state", state="running")
@@ -124,9 +139,10 @@ def test_a_reader_that_is_gone_is_no_error(pair: Pair) -> None:
 
 
 def test_the_longest_message_fits_into_one_atomic_write(pair: Pair) -> None:
-    pair.channel.send("log", level="error", message="\N{GRINNING FACE}" * 5_000)
-    (line,) = pair.heard()
-    assert len(json.dumps(line, ensure_ascii=False).encode()) < MAX_LINE
+    for longest in ("\N{GRINNING FACE}", "\x01", '"'):
+        pair.channel.send("error", message=longest * 5_000)
+        (line,) = pair.heard()
+        assert len(json.dumps(line, ensure_ascii=False).encode()) < MAX_LINE
 
 
 def test_a_start_line_is_checked() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import signal
-from collections import deque
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from types import SimpleNamespace
@@ -16,7 +16,9 @@ import pytest
 from mivra.bot.__main__ import _obey_signals
 from mivra.bot.broker import PaperBroker
 from mivra.bot.config import BotConfig
-from mivra.bot.loop import FLUSH_S, UNWATCHED_AFTER_S, UNWATCHED_DRAIN_S, Loop
+from mivra.bot.duty import FLUSH_S, UNWATCHED_AFTER_S, UNWATCHED_DRAIN_S
+from mivra.bot.gate import GATE_S, UNKNOWN, Gate
+from mivra.bot.loop import Loop
 from mivra.bot.market import SyntheticFeed
 from mivra.bot.trade import Trade
 from mivra.bot.trader import MAX_UNWRITTEN, Tally, Trader, refusal
@@ -24,6 +26,7 @@ from mivra.errors import BrokerError
 from tests.unit.test_bot_broker import ORDER
 
 NOW = 1_800_000_000.0
+WATCH = {"type": "watch", "hold": None}
 NEVER = math.inf
 BEYOND_S = 3_600.0
 
@@ -39,7 +42,6 @@ class Ledger:
 
     left: list[Trade] = field(default_factory=list)
     put_: list[Trade] = field(default_factory=list)
-    notes: deque[tuple[str, str]] = field(default_factory=deque)
     unwritten: int = 0
     refused: int = 0
     failures: int = 0
@@ -65,13 +67,14 @@ class Ledger:
 
 
 class Stage:
-    """Channel and clock in one: time passes only while the bot waits."""
+    """Channel and clock in one: time passes only while the bot waits. The last "watch" is repeated until "silence"."""
 
     def __init__(self, *script: tuple[float, str | dict[str, Any]], watched_until: float = NEVER) -> None:
         self.time = 0.0
         self.said: list[tuple[float, str, dict[str, Any]]] = []
         self._script = sorted(script, key=lambda entry: entry[0])
         self._watched_until = watched_until
+        self._word: dict[str, Any] = WATCH
 
     def clock(self) -> float:
         return NOW + self.time
@@ -85,38 +88,41 @@ class Stage:
         if self._script and self._script[0][0] <= until:
             at, what = self._script.pop(0)
             self.time = max(self.time, at)
-            return [what if isinstance(what, dict) else {"type": what}]
+            message = what if isinstance(what, dict) else {"type": what}
+            if message.get("type") in ("watch", "silence"):
+                self._word = message
+            return [message]
         self.time = until
-        return [{"type": "watch"}] if self.time < self._watched_until else []
+        return [self._word] if self.time < self._watched_until else []
 
     def send(self, kind: str, **values: Any) -> None:
         self.said.append((self.time, kind, values))
 
-    def log(self, level: str, message: str) -> None:
-        self.send("log", level=level, message=message)
-
-    def beat(self, **values: Any) -> None:
+    def beat(self, /, **values: Any) -> None:
         self.said.append((self.time, "beat", values))
 
     def states(self) -> list[tuple[float, str]]:
         return [(at, values["state"]) for at, kind, values in self.said if kind == "state"]
 
-    def logged(self) -> str:
-        return "\n".join(values["message"] for _, kind, values in self.said if kind == "log")
+    def said_of(self, kind: str) -> list[dict[str, Any]]:
+        return [values for _, said, values in self.said if said == kind]
 
     def beats(self) -> list[tuple[float, dict[str, Any]]]:
         return [(at, values) for at, kind, values in self.said if kind == "beat"]
 
 
-def play(stage: Stage, ledger: Ledger | None = None, broker: Any = None, **config: Any) -> tuple[bool, Ledger]:
+def play(
+    stage: Stage, ledger: Ledger | None = None, broker: Any = None, begin: Any = (WATCH,), **config: Any
+) -> tuple[bool, Ledger]:
     ledger = ledger or Ledger()
     feed = SyntheticFeed()
+    gate = Gate(stage.monotonic)
     trader = Trader(
         BotConfig.parse({"strategy": "balanced", "asset": "EURUSD", "amount": 20, "expiration_seconds": 5, **config}),
         feed,
         broker or PaperBroker(feed),
         ledger,  # type: ignore[arg-type]
-        stage.log,
+        gate,
         bot_id="bot-1",
         user_id=ORDER.user_id,
         run_id="bot-1.run.",
@@ -125,10 +131,17 @@ def play(stage: Stage, ledger: Ledger | None = None, broker: Any = None, **confi
         stage,  # type: ignore[arg-type]
         trader,
         ledger,  # type: ignore[arg-type]
+        gate,
         clock=stage.clock,
         monotonic=stage.monotonic,
     )
-    return loop.run([]), ledger
+    return loop.run(list(begin)), ledger
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, "mivra.bot")
+    return caplog
 
 
 def test_the_first_beat_follows_the_first_loop_and_the_next_come_every_second() -> None:
@@ -200,12 +213,12 @@ def test_a_stop_drains_and_ends_as_soon_as_nothing_is_open() -> None:
     assert ledger.stopped == [FLUSH_S]
 
 
-def test_a_stop_ends_at_its_deadline_and_says_what_it_left_open() -> None:
+def test_a_stop_ends_at_its_deadline_and_says_what_it_left_open(logged: pytest.LogCaptureFixture) -> None:
     stage = Stage((31.0, {"type": "stop", "deadline_s": 20.0}))
     _, ledger = play(stage, expiration_seconds=300)
     assert stage.time + FLUSH_S == pytest.approx(51.0)
     assert len(ledger.put_) == 1
-    assert "1 trades are open" in stage.logged()
+    assert "1 trades are open" in logged.text
 
 
 def test_repeating_a_stop_does_not_prolong_it() -> None:
@@ -256,14 +269,16 @@ def _signalled(*signals: tuple[float, signal.Signals]) -> Stage:
     return Stage(*zip([at for at, _ in signals], script, strict=True))
 
 
-def test_a_bot_that_nobody_watches_opens_nothing_more_and_is_gone_within_twenty_seconds() -> None:
+def test_a_bot_that_nobody_watches_opens_nothing_more_and_is_gone_within_22_seconds(
+    logged: pytest.LogCaptureFixture,
+) -> None:
     stage = Stage(watched_until=100.0)
     watched, ledger = play(stage, expiration_seconds=300)
     assert not watched
-    assert stage.time + FLUSH_S <= 120.0
+    assert stage.time + FLUSH_S <= 122.0
     assert stage.time >= 100.0 + UNWATCHED_AFTER_S - 0.25
-    assert UNWATCHED_AFTER_S + UNWATCHED_DRAIN_S < 20
-    assert "No word from the executor" in stage.logged()
+    assert UNWATCHED_AFTER_S + UNWATCHED_DRAIN_S < 22
+    assert "No word from the executor" in logged.text
     assert ledger.stopped == [FLUSH_S]
 
 
@@ -279,13 +294,14 @@ def test_unknown_and_broken_messages_are_ignored() -> None:
     assert len(stage.states()) == 2
 
 
-def test_the_safety_stop_pauses_the_bot_until_a_person_resumes_it() -> None:
+def test_the_safety_stop_pauses_the_bot_until_a_person_resumes_it(logged: pytest.LogCaptureFixture) -> None:
     stage = Stage((300.0, "resume"), (400.0, "stop"))
     _, ledger = play(stage, broker=LosingBroker(SyntheticFeed()), safety_stop=3)
     states = [state for _, state in stage.states()]
     assert states[:4] == ["running", "paused", "running", "paused"]
     assert len(ledger.opens) == 6
-    assert "Safety stop: 3 losses in a row" in stage.logged()
+    assert stage.said_of("state")[1] == {"state": "paused", "reason": "Safety stop: 3 losses in a row"}
+    assert "Now paused: Safety stop: 3 losses in a row" in logged.text
 
 
 def test_a_trade_that_the_database_refuses_pauses_the_bot() -> None:
@@ -293,16 +309,16 @@ def test_a_trade_that_the_database_refuses_pauses_the_bot() -> None:
     ledger = Ledger(refused=1)
     play(stage, ledger)
     assert ledger.opens == []
-    assert "refuses this bot's trades" in stage.logged()
+    assert "refuses this bot's trades" in stage.said_of("state")[1]["reason"]
 
 
-def test_while_too_much_waits_for_the_database_nothing_is_opened() -> None:
+def test_while_too_much_waits_for_the_database_nothing_is_opened(logged: pytest.LogCaptureFixture) -> None:
     stage = Stage((50.0, "stop"))
     ledger = Ledger(unwritten=MAX_UNWRITTEN)
     play(stage, ledger)
     assert ledger.opens == []
     assert "wait for the database" in stage.beats()[-1][1]["waiting"]
-    assert f"{MAX_UNWRITTEN} trades wait on disk" in stage.logged()
+    assert f"{MAX_UNWRITTEN} trades wait on disk" in logged.text
 
 
 def test_trades_of_an_earlier_process_are_settled_and_not_counted() -> None:
@@ -316,7 +332,7 @@ def test_trades_of_an_earlier_process_are_settled_and_not_counted() -> None:
     assert last["wins"] + last["losses"] + last["ties"] == last["trades"]
 
 
-def test_a_broker_that_refuses_is_heard_and_the_bot_lives_on() -> None:
+def test_a_broker_that_refuses_is_heard_and_the_bot_lives_on(logged: pytest.LogCaptureFixture) -> None:
     class Refusing(PaperBroker):
         def place(self, order: Trade) -> Trade:
             raise BrokerError("The market is closed")
@@ -325,12 +341,76 @@ def test_a_broker_that_refuses_is_heard_and_the_bot_lives_on() -> None:
     watched, ledger = play(stage, broker=Refusing(SyntheticFeed()))
     assert watched
     assert ledger.put_ == []
-    assert "The market is closed" in stage.logged()
+    assert "The market is closed" in logged.text
 
 
 def test_no_order_is_above_the_cap() -> None:
-    assert "cap of 1000" in str(refusal(Decimal("1000.01"), open_trades=0, unwritten=0))
-    assert refusal(Decimal(1000), open_trades=0, unwritten=0) is None
+    assert "cap of 1000" in str(refusal(Decimal("1000.01"), hold=None, open_trades=0, unwritten=0))
+    assert refusal(Decimal(1000), hold=None, open_trades=0, unwritten=0) is None
+
+
+def hold(reason: str | None) -> dict[str, Any]:
+    return {"type": "watch", "hold": reason}
+
+
+def test_nothing_is_opened_while_the_kill_switch_is_on_and_what_is_open_settles() -> None:
+    stage = Stage((30.0, hold("The kill switch is on: news")), (60.0, hold(None)), (90.0, "stop"))
+    _, ledger = play(stage)
+    opened = [trade.opened_at.timestamp() - NOW for trade in ledger.opens]
+    assert not [at for at in opened if 30 <= at < 60]
+    assert [at for at in opened if at < 30]
+    assert [at for at in opened if at >= 60]
+    assert len(ledger.put_) == 2 * len(ledger.opens)
+    waiting = {beat["waiting"] for at, beat in stage.beats() if 32 <= at < 60}
+    assert waiting == {"The kill switch is on: news"}
+    assert {state for _, state in stage.states()} == {"running", "stopping"}
+
+
+def test_a_kill_switch_that_comes_with_the_start_is_obeyed_before_the_first_look() -> None:
+    stage = Stage((0.0, hold("off the market")), (60.0, "stop"))
+    _, ledger = play(stage, begin=[hold("off the market")])
+    assert ledger.put_ == []
+    assert stage.beats()[0][1]["waiting"] == "off the market"
+
+
+def test_without_any_word_of_the_kill_switch_nothing_is_opened() -> None:
+    stage = Stage((0.0, "silence"), (14.0, "stop"))
+    _, ledger = play(stage, begin=[])
+    assert ledger.put_ == []
+    assert stage.beats()[0][1]["waiting"] == UNKNOWN
+
+
+def test_a_silent_executor_closes_the_gate_until_its_next_word() -> None:
+    stage = Stage((30.0, "silence"), (45.0, hold(None)), (90.0, "stop"))
+    _, ledger = play(stage)
+    opened = [trade.opened_at.timestamp() - NOW for trade in ledger.opens]
+    assert not [at for at in opened if 30 + GATE_S < at < 45]
+    assert [at for at in opened if at < 30]
+    assert [at for at in opened if at >= 45]
+    assert UNKNOWN in {beat["waiting"] for at, beat in stage.beats() if 36 <= at < 45}
+
+
+def test_a_word_that_waited_while_the_process_was_stopped_does_not_open_the_gate() -> None:
+    time = 0.0
+    gate = Gate(lambda: time)
+    gate.hear([hold(None)])
+    assert gate.hold() is None
+    time = 60.0
+    gate.hear([hold(None)])
+    assert gate.hold() == UNKNOWN
+    assert gate.silence() == 0.0
+    time = 61.0
+    gate.hear([hold(None)])
+    assert gate.hold() is None
+
+
+def test_whatever_is_not_null_holds() -> None:
+    gate = Gate(lambda: 0.0)
+    for value in ("", "on", False, 0, {}):
+        gate.hear([{"type": "watch", "hold": value}])
+        assert gate.hold() is not None
+    gate.hear([hold(None)])
+    assert gate.hold() is None
 
 
 def test_a_tie_neither_continues_nor_ends_a_row_of_losses() -> None:

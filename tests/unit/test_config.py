@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +30,10 @@ def test_without_any_variable_everything_is_embedded() -> None:
         ("MIVRA_LISTENER", "maybe"),
         ("MIVRA_SAMPLE_DATA", "1"),
         ("MIVRA_MARKET_CSV", "/nowhere/candles.csv"),
+        ("MIVRA_BOT_COMMAND", "sh 'unclosed"),
+        ("MIVRA_BOT_COMMAND", "  "),
+        ("MIVRA_BOT_COMMAND", "/nowhere/bot --fast"),
+        ("MIVRA_BOT_COMMAND", "/etc/passwd"),
     ],
 )
 def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
@@ -62,6 +67,8 @@ def test_every_variable_has_a_row_above() -> None:
 def test_a_misspelt_variable_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean MIVRA_TIMEZONE"):
         load({"MIVRA_TIMEZON": "UTC"})
+    with pytest.raises(ConfigError, match="did you mean MIVRA_BOT_COMMAND"):
+        load({"MIVRA_BOT_COMAND": "sh"})
     with pytest.raises(ConfigError, match=r"no setting MIVRA_WXYZ_PLUGH_JQK$"):
         load({"MIVRA_WXYZ_PLUGH_JQK": "1"})
 
@@ -93,11 +100,27 @@ def test_a_child_process_gets_the_same_settings(tmp_path: Path) -> None:
             "MIVRA_LISTENER": "OFF",
             "MIVRA_SAMPLE_DATA": "off",
             "MIVRA_MARKET_CSV": str(candles),
+            "MIVRA_BOT_COMMAND": "sh -c 'echo \"$1\"' 'a b'",
         }
     )
     assert not settings.listener
+    assert settings.bot_command == (shutil.which("sh"), "-c", 'echo "$1"', "a b")
     assert load(environ_of(settings)) == settings
     assert load(environ_of(Settings())) == Settings()
+
+
+def test_a_bots_program_is_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "bot.sh"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    assert load({"MIVRA_BOT_COMMAND": "./bot.sh x"}).bot_command == (str(program), "x")
+
+
+def test_the_sentence_about_a_wrong_command_does_not_repeat_its_arguments() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({"MIVRA_BOT_COMMAND": "sh --token 'hunter2"})
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_home_is_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
