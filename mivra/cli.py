@@ -21,15 +21,13 @@ from mivra.cache.remote import RemoteTier
 from mivra.config import Settings
 from mivra.control.commands import create_bot
 from mivra.control.listener import Listener
-from mivra.control.signals import TICK_S, Signals
+from mivra.control.signals import Signals
 from mivra.errors import ConfigError, MivraError
 from mivra.store import database, one, open_store, server_urls
 from mivra.store.fresh import reset
 from mivra.store.imports import import_trades
 from mivra.store.migrate import migrate
 from mivra.store.sample import load_sample
-
-AT_REST = ("stopped", "failed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,7 +143,7 @@ def _reset(options: argparse.Namespace, settings: Settings) -> int:
 
 def _refuse_running_bots(settings: Settings) -> None:
     with open_store(settings, application="mivra reset", max_connections=1) as store:
-        running = [row["name"] for row in store.call("list_bots") if row["state"] not in AT_REST]
+        running = [row["name"] for row in store.call("list_bots") if row["state"] not in ("stopped", "failed")]
     if running:
         raise ConfigError(f"Stop these bots first: {', '.join(running)}")
 
@@ -169,7 +167,10 @@ def _listen(_: argparse.Namespace, settings: Settings) -> int:
     with database(settings) as database_url, open_store(settings, application="mivra listen") as store:
         listener = Listener(store, settings.home, config.environ_of(settings))
         signals = Signals(
-            database_url, on_event=lambda _event: listener.wake(), on_connect=listener.wake, tick=lambda: TICK_S
+            database_url,
+            on_event=lambda _event: listener.wake(),
+            on_connect=listener.wake,
+            ping=lambda channel: store.call("ping_signals", channel=channel),
         )
         listener.start()
         signals.start()

@@ -20,6 +20,7 @@ from mivra.changes import Changes
 from mivra.config import Settings, environ_of
 from mivra.control.bots import BotBoard
 from mivra.control.listener import Listener
+from mivra.control.pulse import Pulse
 from mivra.control.signals import Signals
 from mivra.errors import MigrationError, MivraError
 from mivra.store import server_urls
@@ -29,8 +30,8 @@ from mivra.store.postgres import PostgresStore
 
 log = logging.getLogger(__name__)
 
-BOARD_S = 5.0
-"""How often the bots are read without a hint: half of what makes a heartbeat stale."""
+BOARD_S = 0.8
+"""How often the bots are read without a hint: with a sweep a second, a command is seen within 2 s when none comes."""
 EVENTS = frozenset(get_args(Event))
 
 
@@ -68,8 +69,11 @@ class Runtime:
         self._closing.callback(watch.stop)
         self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))
         self._board_due = 0.0
+        self._pulse = Pulse(self._beat)
+        self._pulse.start()
+        self._closing.callback(self._pulse.stop)
         self.listener = self._start_listener(settings)
-        self.signals = Signals(database_url, on_event=self._on_event, on_connect=self._on_connect, tick=self._tick)
+        self.signals = Signals(database_url, on_event=self._on_event, on_connect=self._on_connect, ping=self._ping)
         self.signals.start()
         self._closing.callback(self.signals.stop)
 
@@ -80,29 +84,38 @@ class Runtime:
     def _start_listener(self, settings: Settings) -> Listener | None:
         if not settings.listener:
             return None
-        listener = Listener(self.store, settings.home, environ_of(settings))
+        listener = Listener(self.store, settings.home, environ_of(settings), on_change=self._look_at_bots)
         listener.start()
         self._closing.callback(listener.stop)
         return listener
 
     def _on_event(self, event: str) -> None:
         """A hint, never trusted: what it names is looked at again."""
-        if event in ("bot_control", "bot_status"):
-            if self.listener and event == "bot_control":
-                self.listener.wake()
-            self._board_due = 0.0
+        if self.listener and event == "bot_control":
+            self.listener.wake()
         if event in EVENTS:
             self._coalescer.note(cast("Event", event))
+        if event in ("bot_control", "bot_status"):
+            self._look_at_bots()
+        else:
+            self._pulse.ask()
+
+    def _look_at_bots(self) -> None:
+        self._board_due = 0.0
+        self._pulse.ask()
 
     def _on_connect(self) -> None:
         """Hints may have been missed: everything is looked at again."""
         for event in sorted(EVENTS):
             self._on_event(event)
 
-    def _tick(self) -> float:
+    def _ping(self, channel: str) -> None:
+        self.store.call("ping_signals", channel=channel)
+
+    def _beat(self) -> float:
         if time.monotonic() >= self._board_due:
-            self.board.refresh()
             self._board_due = time.monotonic() + BOARD_S
+            self.board.refresh()
         due = self._coalescer.run_due()
         waits = [self._board_due - time.monotonic()] + ([due] if due is not None else [])
         return max(0.0, min(waits))

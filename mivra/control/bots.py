@@ -13,11 +13,11 @@ from uuid import UUID
 import msgspec
 
 from mivra.errors import StoreError
-from mivra.store.base import Store
+from mivra.store.base import Store, one
 
 log = logging.getLogger(__name__)
 
-Desired = Literal["running", "paused", "stopped"]
+Desired = Literal["running", "paused", "stopped", "killed"]
 State = Literal["stopped", "starting", "running", "pausing", "paused", "stopping", "failed", "unknown"]
 
 LIVELINESS = frozenset({"loops", "loop_ms"})
@@ -40,11 +40,20 @@ class Bot:
     state: State
     observed_generation: int
     since: datetime
+    host: str | None
     pid: int | None
+    started_at: datetime | None
+    """When the process began."""
     holder: str | None
     heartbeat_age: float | None
     """Seconds."""
     progress: dict[str, Any]
+    running_config: dict[str, Any] | None
+    """What the process was started with."""
+    usage: dict[str, float]
+    """cpu_percent of one core, memory_bytes; empty without a process."""
+    output_at: datetime | None
+    """When the last line of its log came."""
     attempts: int
     next_retry_at: datetime | None
     error: str | None
@@ -55,6 +64,16 @@ class Bot:
         return self.observed_generation >= self.generation
 
 
+@dataclass(frozen=True, slots=True)
+class KillSwitch:
+    """A level over all bots: while it is engaged no order is placed (SQL: kill_switch_state)."""
+
+    engaged: bool = False
+    actor: str | None = None
+    reason: str | None = None
+    changed_at: datetime | None = None
+
+
 class BotBoard:
     """The last snapshot; read from any thread, refreshed by the signals' thread."""
 
@@ -63,6 +82,7 @@ class BotBoard:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._bots: tuple[Bot, ...] = ()
+        self.kill_switch = KillSwitch()
         self.error: str | None = None
         """Why the last refresh failed; None when it did not."""
         self.read_at: datetime | None = None
@@ -74,17 +94,20 @@ class BotBoard:
     def refresh(self) -> None:
         """Read the bots anew; the last snapshot stays when the database is away."""
         with self._lock:
-            before = (self.error, [_seen(bot) for bot in self._bots])
+            before = self._looks()
             try:
-                rows = self._store.call("list_bots")
+                self.kill_switch = msgspec.convert(one(self._store.call("kill_switch_state")), KillSwitch)
+                self._bots = tuple(msgspec.convert(row, Bot) for row in self._store.call("list_bots"))
             except StoreError as error:
                 self.error = str(error)
             else:
-                self._bots = tuple(msgspec.convert(row, Bot) for row in rows)
                 self.error, self.read_at = None, datetime.now(UTC)
-            changed = before != (self.error, [_seen(bot) for bot in self._bots])
+            changed = before != self._looks()
         if changed:
             self._on_change()
+
+    def _looks(self) -> tuple[object, ...]:
+        return self.error, self.kill_switch, [_seen(bot) for bot in self._bots]
 
 
 def _seen(bot: Bot) -> tuple[object, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 import selectors
 import signal
 import time
@@ -13,11 +13,14 @@ from typing import Any, Literal
 
 from mivra.control.forking import ForkServer
 from mivra.control.pipes import Pipes
-from mivra.control.reconcile import STOP_DEADLINE_S, Row
-from mivra.control.running import REPORTED_STATES, Running, lock_holder
+from mivra.control.reconcile import Row
+from mivra.control.running import REPORTED_STATES, Running, lock_holder, started_config
+from mivra.control.usage import Meter
 
 log = logging.getLogger(__name__)
 
+USAGE_S = 5.0
+"""How often CPU and memory are measured: a look at all processes of the machine takes some milliseconds."""
 START_S = 10.0
 """A fork takes milliseconds, the start of the server that forks a second: one that is silent for so long is stuck."""
 
@@ -32,6 +35,9 @@ class Executor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ)
         self._running: dict[str, Running] = {}
+        self._meter, self._measured_at = Meter(), 0.0
+        self.hold: str | None = None
+        """Why no bot may place an order; told to each with every word that its executor lives."""
 
     def processes(self) -> dict[str, Running]:
         return self._running
@@ -43,21 +49,26 @@ class Executor:
         if pid is None:
             return
         with suppress(OSError):
-            running = Running(Pipes(folder), error=row.error, commanded=row.observed_generation, is_orphan=True)
+            running = Running(folder, Pipes(folder), started_config(folder), is_orphan=True)
+            running.error, running.commanded = row.error, row.observed_generation
             running.born(pid)
             if row.state in REPORTED_STATES:
                 running.state = row.state
             self._watch(row.bot_id, running)
-            running.pipes.send({"type": "watch"})
+            self._say_watched(running)
             log.info("Adopted bot %s, process %s", row.bot_id, pid)
 
-    def start(self, row: Row) -> None:
-        """Fork the bot, what becomes of it arrives by messages; OSError when it cannot be forked."""
+    def start(self, row: Row, until: float) -> None:
+        """Fork the bot, what becomes of it arrives by messages; OSError when it cannot be forked.
+
+        After `until` (see mivra.bot.channel.clock) it does not begin any more, however long the fork took.
+        """
         folder = self._folder(row.bot_id)
-        running = Running(Pipes.make(folder), commanded=row.generation)
+        running = Running(folder, Pipes.make(folder), row.config, commanded=row.generation)
+        (folder / "config.json").write_text(json.dumps(row.config))
         self._watch(row.bot_id, running)
         try:
-            self._send_start(row, running)
+            self._send_start(row, running, until)
             self._server.request(row.bot_id, folder, {**self._environ, **_names(row.bot_id, folder)})
         except OSError:
             self.forget(row.bot_id)
@@ -68,17 +79,17 @@ class Executor:
         running = self._running[bot_id]
         if action == "stop":
             running.commanded, running.stop_sent_at = generation, time.monotonic()
-            running.pipes.send({"type": "stop", "deadline_s": STOP_DEADLINE_S})
+            if not running.pipes.send({"type": "stop", "deadline_s": running.view().drain_s}):
+                running.signal(signal.SIGTERM)
         elif running.pipes.send({"type": action}):
             running.commanded, running.error = generation, None
 
     def kill(self, bot_id: str) -> None:
         """End the bot and what it started, now."""
+        log.warning("Bot %s is killed", bot_id)
         running = self._running[bot_id]
-        if running.pid and running.is_alive():
-            log.warning("Bot %s did not stop in time and is killed", bot_id)
-            with suppress(ProcessLookupError):
-                os.killpg(running.pid, signal.SIGKILL)
+        running.stop_sent_at = running.stop_sent_at or time.monotonic()
+        running.signal(signal.SIGKILL)
 
     def forget(self, bot_id: str) -> None:
         """Close the pipes of a bot that is gone, or that another executor has now."""
@@ -89,10 +100,12 @@ class Executor:
     def keep_watching(self) -> None:
         """Tell every bot that its executor lives, and notice those that died without a word."""
         for running in self._running.values():
-            running.pipes.send({"type": "watch"})
+            self._say_watched(running)
+            running.read_log()
             if running.is_orphan and running.exit_code is None and not running.is_alive():
                 running.hear()
                 running.exit_code, running.error = 1, running.error or "The bot's process is gone"
+        self._measure()
         if self._server.is_dead() or any(_is_stuck(running) for running in self._running.values()):
             self._replace_server()
 
@@ -116,6 +129,17 @@ class Executor:
         self._selector.close()
         self._server.close()
 
+    def _say_watched(self, running: Running) -> None:
+        running.pipes.send({"type": "watch", "hold": self.hold})
+
+    def _measure(self) -> None:
+        if time.monotonic() < self._measured_at + USAGE_S:
+            return
+        self._measured_at = time.monotonic()
+        groups = {running.pid: running for running in self._running.values() if running.pid}
+        for pid, usage in self._meter.measure(groups).items():
+            groups[pid].usage = usage
+
     def _folder(self, bot_id: str) -> Path:
         return self._home / "bots" / bot_id
 
@@ -123,18 +147,20 @@ class Executor:
         self._running[bot_id] = running
         self._selector.register(running.pipes, selectors.EVENT_READ, bot_id)
 
-    def _send_start(self, row: Row, running: Running) -> None:
+    def _send_start(self, row: Row, running: Running, until: float) -> None:
         start = {
             "type": "start",
             "bot_id": row.bot_id,
             "user_id": str(row.user_id) if row.user_id else None,
             "generation": row.generation,
             "config": row.config,
+            "until": until,
         }
         if not running.pipes.send(start):
             raise OSError("its config is larger than a pipe holds")
+        # Read together with the start: not one trade comes in between.
+        self._say_watched(running)
         if row.desired == "paused":
-            # Read together with the start: not one trade comes in between.
             running.pipes.send({"type": "pause"})
 
     def _replace_server(self) -> None:
@@ -175,14 +201,16 @@ class Executor:
             return False
         if "error" in message:
             running.exit_code, running.error = 1, message["error"]
-        else:
-            running.born(message["pid"])
-        return True
+            return True
+        # Nothing to show yet: its pid is written with its first word, or with the next sweep.
+        running.born(message["pid"])
+        return False
 
     def _hear_of_exit(self, message: dict[str, Any]) -> bool:
         for running in self._running.values():
             if running.pid == message["pid"]:
                 running.hear()
+                running.read_log()
                 running.exit_code = message["code"]
                 return True
         return False

@@ -25,9 +25,6 @@ from mivra.lines import Lines
 
 log = logging.getLogger(__name__)
 
-LOG_LIMIT = 1_000_000
-"""Bytes after which a bot's log starts anew, so that a disk is not filled."""
-
 
 def main() -> None:
     server, lines = socket.socket(fileno=int(sys.argv[1])), Lines()
@@ -74,13 +71,22 @@ def _serve(server: socket.socket, order: Mapping[str, Any]) -> None:
 
 def _reap(server: socket.socket) -> None:
     while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+        pid = _ended_child()
+        if pid is None:
             return
-        if pid == 0:
-            return
+        # What it started goes with it. Until it is reaped its number cannot be anybody else's.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
         _tell(server, {"pid": pid, "code": os.waitstatus_to_exitcode(status)})
+
+
+def _ended_child() -> int | None:
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found else None
 
 
 def _tell(server: socket.socket, message: dict[str, Any]) -> None:
@@ -98,9 +104,7 @@ def _become_bot(order: Mapping[str, Any]) -> int:
     _redirect(folder / "in", os.O_RDWR, 0)
     # Read and write: a pipe whose reader is gone must neither end nor kill the bot while it may be adopted.
     _redirect(folder / "out", os.O_RDWR, 1)
-    log = folder / "bot.log"
-    fresh = os.O_TRUNC if log.exists() and log.stat().st_size > LOG_LIMIT else os.O_APPEND
-    _redirect(log, os.O_WRONLY | os.O_CREAT | fresh, 2)
+    _redirect(folder / "bot.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 2)
     os.environ.update(order["environ"])
     return run_bot()
 

@@ -7,39 +7,36 @@ import os
 import random
 import threading
 import time
-import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from mivra.control.executor import Executor
+from mivra.control.lease import Lease
 from mivra.control.reconcile import KILL_AFTER_S, Outcome, Row, crashed, reconcile
-from mivra.control.running import HOST, is_elsewhere, report_of
+from mivra.control.running import Running, is_elsewhere, report_of
 from mivra.errors import Conflict, StoreError
-from mivra.store.base import Store, one
+from mivra.store.base import Store
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
 """Without any hint the tables are read this often: the worst case of a command."""
-LEASE_S = 10.0
-"""How long the others wait before they take over from a listener that is silent: in time for them to adopt its bots,
-which end themselves after 15 s without a word."""
-MARGIN_S = 2.0
-"""A listener stops trusting its own lease this long before the others do."""
+STARTS_A_TURN = 10
+"""What has begun is heard and written before more is begun: of a hundred bots the first is not shown with the last."""
 RETRY_S = (0.2, 2.0)
 """First and longest pause while the database is away; jittered."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerState:
-    """For the pages: whether this listener acts, and how long ago it last read the tables (seconds)."""
+    """For the pages: whether this listener acts, who does, and how long ago it last read the tables (seconds)."""
 
     holder: str
     acting: bool
+    acting_holder: str | None
     term: int
     sweep_age_s: float | None
     error: str | None
@@ -48,11 +45,14 @@ class ListenerState:
 class Listener:
     """A supervised thread that carries out what bot_control says."""
 
-    def __init__(self, store: Store, home: Path, environ: dict[str, str]) -> None:
-        self.holder = f"{HOST}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._store = store
+    def __init__(
+        self, store: Store, home: Path, environ: dict[str, str], on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        """on_change is called in the thread when it has written something that people see."""
+        self._lease = Lease(store, home)
         self._home = home
         self._environ = environ
+        self._on_change = on_change
         self._stopping = threading.Event()
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -60,8 +60,10 @@ class Listener:
         self._thread: threading.Thread | None = None
         self._term = 0
         self._acting = False
-        self._trusted_until = 0.0
+        self._acting_holder: str | None = None
         self._swept_at: float | None = None
+        self._sweep_due = 0.0
+        self._starts_left = 0
         self._rows: dict[str, Row] = {}
         self._reported: dict[str, dict[str, Any]] = {}
         self._clock_offset = timedelta()
@@ -91,14 +93,14 @@ class Listener:
 
     def state(self) -> ListenerState:
         age = None if self._swept_at is None else time.monotonic() - self._swept_at
-        acting = self._acting and time.monotonic() <= self._trusted_until
-        return ListenerState(self.holder, acting, self._term, age, self._error)
+        acting = self._acting and self._lease.is_trusted
+        return ListenerState(self._lease.holder, acting, self._acting_holder, self._term, age, self._error)
 
     def _run(self, executor: Executor) -> None:
         pause = RETRY_S[0]
         while not self._stopping.is_set():
             try:
-                self._turn(executor)
+                self.turn(executor)
                 self._error, pause = None, RETRY_S[0]
             except StoreError as error:
                 self._error = str(error)
@@ -108,14 +110,13 @@ class Listener:
                 self._error = f"{type(error).__name__}: {error}"
                 log.exception("The listener failed; it tries again")
                 pause = self._rest(pause)
-        self._hand_over()
         executor.close()
+        self._hand_over()
 
-    def _turn(self, executor: Executor) -> None:
+    def turn(self, executor: Executor) -> None:
         """Wait for a hint, a bot's word or the sweep, and bring desired and observed together."""
-        due = 0.0 if self._swept_at is None else self._swept_at + SWEEP_S - time.monotonic()
-        changed = executor.wait(self._woken, max(due, 0.0))
-        if self._hinted() or self._swept_at is None or time.monotonic() >= self._swept_at + SWEEP_S:
+        changed = executor.wait(self._woken, max(self._sweep_due - time.monotonic(), 0.0))
+        if self._hinted() or time.monotonic() >= self._sweep_due:
             self._sweep(executor)
         elif not changed:
             return
@@ -130,17 +131,17 @@ class Listener:
 
     def _sweep(self, executor: Executor) -> None:
         """Renew the lease and read what is desired, in one call."""
-        asked_at = time.monotonic()
-        claim = one(self._store.call("claim_bots", holder=self.holder, ttl_seconds=LEASE_S))
-        if (self._acting, self._term) != (claim["acting"], claim["term"]):
-            self._change_term(executor, claim["acting"], claim["term"])
-        self._swept_at = time.monotonic()
+        claim = self._lease.claim()
+        if (self._acting, self._term) != (claim.acting, claim.term):
+            self._change_term(executor, claim.acting, claim.term)
+        self._acting_holder, self._swept_at = claim.acting_holder, time.monotonic()
+        # Who waits for the lease looks again when it is over.
+        self._sweep_due = self._swept_at + (SWEEP_S if claim.acting else min(SWEEP_S, max(claim.lease_left, 0.0)))
         if not self._acting:
             return
-        # Trusted from the moment of asking, the answer may have been long on its way; not every claim renews the lease.
-        self._trusted_until = asked_at + claim["lease_left"] - MARGIN_S
-        self._clock_offset = claim["now"] - datetime.now(claim["now"].tzinfo)
-        self._rows = {row.bot_id: row for row in msgspec.convert(claim["bots"], list[Row])}
+        self._clock_offset = claim.now - datetime.now(claim.now.tzinfo)
+        self._rows = {row.bot_id: row for row in claim.bots}
+        executor.hold = claim.hold
         executor.keep_watching()
         self._stop_the_deleted(executor)
 
@@ -152,11 +153,11 @@ class Listener:
                 executor.forget(bot_id)
             elif running.stop_sent_at is None:
                 executor.command(bot_id, running.commanded, "stop")
-            elif time.monotonic() - running.stop_sent_at > KILL_AFTER_S:
+            elif time.monotonic() - running.stop_sent_at > running.view().drain_s + KILL_AFTER_S:
                 executor.kill(bot_id)
 
     def _change_term(self, executor: Executor, acting: bool, term: int) -> None:
-        log.info("Listener %s, term %s: %s", self.holder, term, "acting" if acting else "standing by")
+        log.info("Listener %s, term %s: %s", self._lease.holder, term, "acting" if acting else "standing by")
         self._acting, self._term = acting, term
         self._rows, self._reported = {}, {}
         # What ran under another term may have been adopted or restarted by somebody else: look at the table again.
@@ -164,11 +165,12 @@ class Listener:
             executor.forget(bot_id)
 
     def _reconcile_all(self, executor: Executor) -> None:
-        if time.monotonic() > self._trusted_until:
+        if not self._lease.is_trusted:
             # A lease that may be somebody else's by now is not acted upon.
             self._change_term(executor, acting=False, term=self._term)
             return
         now = datetime.now().astimezone() + self._clock_offset
+        self._starts_left = STARTS_A_TURN
         reports = [report for row in list(self._rows.values()) if (report := self._reconcile(executor, row, now))]
         if reports:
             self._write(executor, reports)
@@ -179,16 +181,22 @@ class Listener:
         running = executor.processes().get(row.bot_id)
         if running is None and is_elsewhere(row, now):
             return None
+        wanted = reconcile(row, running.view() if running else None, now)
+        if wanted.action == "start" and not self._starts_left:
+            self.wake()
+            return None
+        outcome = self._act(executor, row, wanted, now)
+        after = executor.processes().get(row.bot_id)
         # Its last words are still to be written when it is forgotten.
-        progress = running.progress if running else None
-        outcome = self._act(executor, row, reconcile(row, running.view() if running else None, now), now)
-        return self._new_report(executor, row, outcome, progress)
+        report = report_of(row, outcome, after, after or running)
+        return self._new_report(row, outcome, after, report, now)
 
     def _act(self, executor: Executor, row: Row, outcome: Outcome, now: datetime) -> Outcome:
         match outcome.action:
             case "start":
+                self._starts_left -= 1
                 try:
-                    executor.start(row)
+                    executor.start(row, self._lease.trusted_until)
                 except OSError as error:
                     return crashed(row, f"The bot's process could not be started: {error}", now)
             case "pause" | "resume" | "stop":
@@ -202,20 +210,17 @@ class Listener:
         return outcome
 
     def _new_report(
-        self, executor: Executor, row: Row, outcome: Outcome, progress: dict[str, Any] | None
+        self, row: Row, outcome: Outcome, running: Running | None, report: dict[str, Any], now: datetime
     ) -> dict[str, Any] | None:
         """What to write of a bot; None when nothing is new."""
-        running = executor.processes().get(row.bot_id)
-        report = report_of(row, outcome, running)
-        if report["progress"] is None:
-            report["progress"] = progress
         has_beaten = running is not None and running.has_beaten
         is_written = (row.state, row.observed_generation) == (outcome.state, outcome.observed_generation)
         if not has_beaten and is_written and self._reported.get(row.bot_id) == report:
             return None
         if running:
-            running.has_beaten = False
-        self._reported[row.bot_id] = report
+            running.has_beaten, running.output = False, None
+        self._reported[row.bot_id] = {**report, "output": None}
+        beat = has_beaten or (outcome.state == "starting" and outcome.action is not None)
         # Until the next sweep the bot is judged by what is being written, not by what was read.
         self._rows[row.bot_id] = replace(
             row,
@@ -224,18 +229,25 @@ class Listener:
             attempts=outcome.attempts,
             next_retry_at=outcome.next_retry_at,
             error=outcome.error,
+            heartbeat_at=now if beat else row.heartbeat_at,
         )
-        return {**report, "beat": has_beaten or outcome.action == "start"}
+        return {**report, "beat": beat, "news": not is_written or row.error != outcome.error}
 
     def _write(self, executor: Executor, reports: list[dict[str, Any]]) -> None:
         try:
-            self._store.call("report_bots", holder=self.holder, term=self._term, reports=reports)
+            self._lease.report(self._term, reports)
+            if any(report["news"] for report in reports):
+                self._on_change()
         except Conflict:
             self._change_term(executor, acting=False, term=self._term)
+        except StoreError:
+            for running in executor.processes().values():
+                running.read_log(anew=True)
+            raise
 
     def _hand_over(self) -> None:
         try:
-            self._store.call("release_lease", holder=self.holder)
+            self._lease.release()
         except StoreError as error:
             log.warning("The lease could not be handed over, it ends by itself: %s", error)
 

@@ -18,10 +18,12 @@ MAX_ATTEMPTS = 5
 """Crashes in a row after which only a person starts the bot again."""
 BACKOFF_S = (1.0, 60.0)
 """First and longest pause before a crashed bot is started again."""
-STOP_DEADLINE_S = 20.0
-"""A stop drains: the bot waits this long for its open trades, then goes."""
-KILL_AFTER_S = 25.0
-"""A bot that is still there this long after a stop is killed."""
+AT_REST = ("stopped", "killed")
+"""What is desired of a bot that has no process."""
+DRAIN_S = 20.0
+"""A stop waits this long for open trades, unless the config says otherwise; then the bot goes."""
+KILL_AFTER_S = 5.0
+"""A bot that is still there this long after its drain is killed."""
 HEALTHY_S = 60.0
 """A bot that ran this long has left its earlier crashes behind."""
 REFUSED = 2
@@ -32,7 +34,7 @@ TAKEN = 4
 """Exit code of a bot whose process of before is still there; that one ends itself soon, as nobody watches it."""
 TAKEN_PAUSE_S = 2.0
 """Pause until such a bot is started again."""
-GONE_S = 20.0
+GONE_S = 23.0
 """An unwatched bot has ended this long after its last heartbeat, wherever it ran."""
 
 
@@ -68,10 +70,17 @@ class Process:
     uptime_s: float = 0.0
     stopping_for_s: float | None = None
     """Seconds since it was told to stop; None when it was not."""
+    config: dict[str, Any] | None = None
+    """What it was started with; None when nobody knows."""
     exit_code: int | None = None
     """None while it lives."""
     error: str | None = None
     """Its last error, or why it paused itself."""
+
+    @property
+    def drain_s(self) -> float:
+        """How long a stop lets its trades settle."""
+        return drain_of(self.config or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,11 @@ class Outcome:
     error: str | None = None
 
 
+def drain_of(config: dict[str, Any]) -> float:
+    """Seconds that a stop waits for open trades."""
+    return float(config.get("drain_seconds", DRAIN_S))
+
+
 def reconcile(row: Row, process: Process | None, now: datetime, jitter: Callable[[], float] = random.random) -> Outcome:
     """Desired, observed and the time; `now` is the database's clock. Safe to repeat after a crash at any point."""
     if process is None:
@@ -96,16 +110,23 @@ def reconcile(row: Row, process: Process | None, now: datetime, jitter: Callable
 
 
 def _without_process(row: Row, now: datetime) -> Outcome:
-    if row.desired == "stopped":
+    if row.desired in AT_REST:
         # A failure stays on the screen until the next command.
         state: Observed = "failed" if row.state == "failed" and row.observed_generation >= row.generation else "stopped"
         return Outcome(state, row.generation, error=row.error if state == "failed" else None)
     is_new = row.generation > row.observed_generation
-    if is_new and row.start_deadline and now > row.start_deadline:
+    if is_new and row.start_deadline and now > row.start_deadline and not _is_restart(row, now):
         return Outcome("failed", row.generation, error="The start came too late and was not carried out; start again")
     if row.state == "failed" and not is_new:
         return _waiting_for_retry(row, now)
     return Outcome("starting", row.observed_generation, "start", attempts=_crashes(row))
+
+
+def _is_restart(row: Row, now: datetime) -> bool:
+    """Whether it only went to come back: such a start was begun in time, however long the drain took."""
+    return (
+        row.state == "starting" and row.heartbeat_at is not None and now - row.heartbeat_at < timedelta(seconds=GONE_S)
+    )
 
 
 def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
@@ -115,7 +136,7 @@ def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
 
 
 def _after_exit(row: Row, process: Process, code: int, now: datetime, jitter: Callable[[], float]) -> Outcome:
-    if row.desired == "stopped":
+    if row.desired in AT_REST:
         return Outcome("stopped", row.generation, "forget")
     if process.stopping_for_s is not None or process.state == "stopping" or code == UNWATCHED:
         # It went because it was told to, or because nobody watched: the start that came since is carried out now.
@@ -144,10 +165,12 @@ def _crashes(row: Row) -> int:
 
 
 def _with_process(row: Row, process: Process) -> Outcome:
+    if row.desired == "killed":
+        return Outcome("stopping", row.observed_generation, "kill", _crashes(row))
     if row.desired == "stopped":
         return _stopping(row, process)
-    if process.stopping_for_s is not None:
-        # A start while it drains: it goes first, then the new one comes.
+    if process.stopping_for_s is not None or process.config not in (None, row.config):
+        # A start while it drains, or a new config: it goes first, then the new one comes.
         return replace(_stopping(row, process), observed_generation=row.observed_generation)
     command: Literal["pause", "resume"] = "pause" if row.desired == "paused" else "resume"
     action = command if process.commanded < row.generation else None
@@ -163,5 +186,5 @@ def _with_process(row: Row, process: Process) -> Outcome:
 def _stopping(row: Row, process: Process) -> Outcome:
     if process.stopping_for_s is None:
         return Outcome("stopping", row.observed_generation, "stop", _crashes(row))
-    action: Literal["kill"] | None = "kill" if process.stopping_for_s > KILL_AFTER_S else None
+    action: Literal["kill"] | None = "kill" if process.stopping_for_s > process.drain_s + KILL_AFTER_S else None
     return Outcome("stopping", row.observed_generation, action, _crashes(row))

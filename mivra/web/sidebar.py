@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
 
 import streamlit as st
 
 from mivra import runtime
-from mivra.control.bots import Bot, Desired, State
-from mivra.control.commands import request_bot
-from mivra.errors import Conflict, MivraError
+from mivra.control.bots import Bot, Desired, KillSwitch
+from mivra.errors import MivraError
+from mivra.web import bot_deeds, deeds, kill_switch, live, panels, tables
 from mivra.web import format as fmt
-from mivra.web import live, panels
-from mivra.web.faces import FACES, IDLE_S, chosen, progress, seen_bots, waiting_for
-
-ALLOWED: Final[dict[State, tuple[Desired, ...]]] = {
-    "stopped": ("running",),
-    "failed": ("running",),
-    "starting": ("stopped",),
-    "running": ("paused", "stopped"),
-    "pausing": ("stopped",),
-    "paused": ("running", "stopped"),
-    "stopping": (),
-    "unknown": ("stopped",),
-}
-"""By the observed state only: nothing is called running before it is seen running."""
+from mivra.web.deeds import Said
+from mivra.web.faces import FACES, IDLE_S, VERBS, allowed, chosen, progress, seen_bots, trouble, waiting_for
 
 
 def draw() -> None:
@@ -43,9 +28,11 @@ def draw() -> None:
             key="bot",
             bind="query-params",
             format_func=lambda bot_id: names.get(bot_id, bot_id),
+            on_change=tables.choose_none,
+            args=("fleet",),
             label_visibility="collapsed",
         )
-    control(tuple(names))
+    control(tuple(names), runtime.current().board.kill_switch)
 
 
 def labels(bots: tuple[Bot, ...]) -> dict[str, str]:
@@ -55,11 +42,11 @@ def labels(bots: tuple[Bot, ...]) -> dict[str, str]:
 
 
 @st.fragment
-def control(known: tuple[str, ...]) -> None:
-    """The chosen bot; reruns when any bot changes, and the page with it when there is a new one."""
+def control(known: tuple[str, ...], switch: KillSwitch) -> None:
+    """The chosen bot; reruns when any bot changes, and the page with it when it is no more what the page shows."""
     mark = live.hub.mark("bots")
     bots = seen_bots()
-    if known != tuple(bot.bot_id for bot in bots):
+    if (known, switch) != (tuple(bot.bot_id for bot in bots), runtime.current().board.kill_switch):
         st.rerun()
     if bots:
         bot = chosen(bots)
@@ -67,6 +54,8 @@ def control(known: tuple[str, ...]) -> None:
         buttons(bot)
     else:
         st.caption("No bots yet. Add one: `python -m mivra add-bot --help`")
+    if not switch.engaged:
+        deeds.button(kill_switch.engage(), "Kill switch", width="stretch")
     live.mount("bots", mark, key="live_bots", idle_s=IDLE_S)
 
 
@@ -82,40 +71,39 @@ def show(bot: Bot) -> None:
     if bot.progress:
         st.caption(progress(bot, currency))
     if bot.error:
-        st.caption(f":material/error: {fmt.plain(bot.error)}")
+        st.caption(f":material/error: {fmt.plain(trouble(bot, zone))}")
 
 
 def buttons(bot: Bot) -> None:
-    """Start or Resume, Pause, Stop: those that the observed state allows."""
-    problem = st.session_state.get("bot_problem")
-    start, pause, stop = st.columns(3, gap="xxsmall")
-    with start:
-        _button(bot, "running", "Resume" if bot.state in ("paused", "pausing") else "Start", ask)
-    with pause:
-        _button(bot, "paused", "Pause", ask)
-    with stop:
-        _button(bot, "stopped", "Stop", _want_to_stop)
-    if problem:
+    """Start or Resume, Pause, Stop, Kill: those that the observed state allows; the last two ask first."""
+    with st.grid(2, min_column_width=90, gap="xsmall"):
+        _button(bot, "running", "Resume" if bot.state in ("paused", "pausing") else "Start")
+        _button(bot, "paused", "Pause")
+        for desired in ("stopped", "killed"):
+            able = desired in allowed(bot) and not _is_asked(bot, desired)
+            deed = bot_deeds.of_bots([bot], desired)
+            deeds.button(deed, VERBS[desired], key=f"{desired}_{bot.bot_id}", disabled=not able, width="stretch")
+    if problem := st.session_state.get("bot_problem"):
         st.warning(problem, icon=":material/info:")
-    if st.session_state.get("stopping") == bot.bot_id:
-        confirm_stop(bot)
 
 
-def _button(bot: Bot, desired: Desired, label: str, on_click: Callable[..., None]) -> None:
-    # A start that nobody has carried out yet can still be taken back.
-    allowed = (*ALLOWED[bot.state], "stopped") if bot.desired != "stopped" else ALLOWED[bot.state]
-    pending = not bot.settled and bot.desired == desired
+def _button(bot: Bot, desired: Desired, label: str) -> None:
     st.button(
         label,
+        icon=bot_deeds.ICONS[desired],
         key=f"{desired}_{bot.bot_id}",
-        disabled=desired not in allowed or pending,
-        on_click=on_click,
-        args=(bot.bot_id, desired, bot.generation, request_id(bot, desired)),
+        disabled=desired not in allowed(bot) or _is_asked(bot, desired),
+        on_click=ask,
+        args=(bot, desired, request_id(bot, desired)),
         width="stretch",
     )
 
 
-def request_id(bot: Bot, desired: Desired) -> uuid.UUID:
+def _is_asked(bot: Bot, desired: Desired) -> bool:
+    return not bot.settled and bot.desired == desired
+
+
+def request_id(bot: Bot, desired: str) -> uuid.UUID:
     """One id for one button of one generation: however often it is clicked, it is one command."""
     key = f"request_{bot.bot_id}_{desired}"
     held: tuple[int, uuid.UUID] | None = st.session_state.get(key)
@@ -125,50 +113,10 @@ def request_id(bot: Bot, desired: Desired) -> uuid.UUID:
     return held[1]
 
 
-def ask(bot_id: str, desired: Desired, generation: int, request: uuid.UUID, reason: str | None = None) -> None:
+def ask(bot: Bot, desired: Desired, request: uuid.UUID) -> None:
     """Send the command; what became of it is seen on the board, not assumed."""
     st.session_state.pop("bot_problem", None)
-    here = runtime.current()
     try:
-        request_bot(
-            here.store,
-            bot_id,
-            desired,
-            actor=actor(),
-            reason=reason or None,
-            request_id=request,
-            expected_generation=generation,
-        )
-        here.board.refresh()
-    except Conflict as error:
-        st.session_state["bot_problem"] = f"Not done. {fmt.sentence(str(error))} Look at its state and ask again."
+        bot_deeds.command([bot], desired, Said("", None, request).order())
     except MivraError as error:
-        st.session_state["bot_problem"] = f"Not done. {fmt.sentence(str(error))} Try again."
-
-
-def actor() -> str:
-    """Who asks, until there is a sign-in."""
-    return f"operator@{socket.gethostname()}"
-
-
-def _want_to_stop(bot_id: str, _desired: Desired, _generation: int, _request: uuid.UUID) -> None:
-    st.session_state["stopping"] = bot_id
-
-
-def _forget_stop() -> None:
-    st.session_state.pop("stopping", None)
-
-
-@st.dialog("Stop this bot?", on_dismiss=_forget_stop)
-def confirm_stop(bot: Bot) -> None:
-    """Stop asks first and says what becomes of open trades."""
-    st.markdown(f"**{fmt.plain(bot.name)}** opens no new trade. Open trades settle first; it stops within 20\u00a0s.")
-    reason = st.text_input("Reason (kept in the audit trail)", key=f"reason_{bot.bot_id}", max_chars=200)
-    with st.container(horizontal=True):
-        if st.button("Stop bot", icon=":material/stop:"):
-            ask(bot.bot_id, "stopped", bot.generation, request_id(bot, "stopped"), reason)
-            _forget_stop()
-            st.rerun()
-        if st.button("Keep it running"):
-            _forget_stop()
-            st.rerun()
+        st.session_state["bot_problem"] = f"{deeds.refusal(error)} Look at its state and ask again."

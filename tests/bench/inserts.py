@@ -30,6 +30,7 @@ from psycopg import sql
 from mivra.bot.trade import Trade, moment
 from mivra.bot.trader import MAX_UNWRITTEN
 from mivra.control.signals import Signals
+from mivra.errors import StoreUnavailable
 from mivra.store import embedded
 from mivra.store.base import Row
 from mivra.store.migrate import migrate
@@ -177,6 +178,10 @@ class Bench:
         return Trade(name, self._user, "bench", "real", "EURUSD", "call", *money, 5, "balanced", *times)
 
 
+def _unknown(_channel: str) -> None:
+    raise StoreUnavailable("nobody pings here")
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--full", action="store_true", help="five times as many blocks")
@@ -233,7 +238,7 @@ def dashboard(url: str) -> Iterator[None]:
 
 
 def listen(url: str, parent: Pipe) -> None:
-    signals = Signals(url, on_event=lambda _event: None, on_connect=lambda: parent.send("listens"), tick=lambda: 1.0)
+    signals = Signals(url, on_event=lambda _event: None, on_connect=lambda: parent.send("listens"), ping=_unknown)
     signals.start()
     with suppress(EOFError):
         parent.recv()

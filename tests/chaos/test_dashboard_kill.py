@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from mivra.control.bots import Bot, BotBoard
-from mivra.control.commands import create_bot, request_bot
+from mivra.control.commands import Order, create_bot, request_bot
 from mivra.control.running import lock_holder
 from mivra.errors import StoreError
 from mivra.store.base import one
@@ -86,7 +86,7 @@ class Home:
             owner = one(store.call("ensure_user", email="owner@example.com"))["user_id"]
             config = {"strategy": "balanced", "asset": "EURUSD", "amount": "20", "expiration_seconds": 5}
             create_bot(store, bot_id, bot_id, config, owner)
-            request_bot(store, bot_id, desired, actor="tester")
+            request_bot(store, bot_id, desired, Order("tester"))
         store.close()
 
     def bots(self) -> dict[str, Bot]:

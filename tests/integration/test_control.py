@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import signal
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import psutil
 import psycopg
@@ -23,164 +20,16 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mivra.control import executor, listener
-from mivra.control.bots import Bot, BotBoard
-from mivra.control.commands import Command, bot_history, create_bot, request_bot
+from mivra.control.bots import BotBoard
+from mivra.control.commands import bot_history
 from mivra.control.executor import Executor
-from mivra.control.listener import Listener
 from mivra.control.running import lock_holder
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, InvalidData
 from mivra.store.base import one
 from mivra.store.postgres import PostgresStore
+from tests.integration.control_world import BOT, Watch, World, fork_servers, is_locked
 from tests.support import wait_until
-
-BOT = "euro"
-CONFIG = {"strategy": "balanced", "asset": "EURUSD", "amount": "20", "expiration_seconds": 5}
-
-
-class World:
-    """A database with bots, and the listeners of one machine."""
-
-    def __init__(self, database_url: str, store: PostgresStore, folder: Path) -> None:
-        self.database_url, self.store, self.home = database_url, store, folder / "home"
-        self.owner = one(store.call("ensure_user", email="owner@example.com"))["user_id"]
-        self.listeners: list[Listener] = []
-        self._stores: list[PostgresStore] = []
-        self.add(BOT)
-
-    def add(self, bot_id: str, **config: Any) -> None:
-        assert create_bot(self.store, bot_id, bot_id, {**CONFIG, **config}, self.owner)
-
-    def listen(self, home: Path | None = None) -> Listener:
-        """A listener with connections of its own, as another process has them."""
-        home = home or self.home
-        environ = {
-            "DATABASE_URL": f"postgresql:///?{urlencode(conninfo_to_dict(self.database_url))}",
-            # Never asked: with both set, a bot starts no servers of its own.
-            "REDIS_URL": "redis://127.0.0.1:1",
-            "MIVRA_HOME": str(home),
-        }
-        self._stores.append(PostgresStore(self.database_url, max_connections=2, application="mivra listener"))
-        self.listeners.append(Listener(self._stores[-1], home, environ))
-        self.listeners[-1].start()
-        return self.listeners[-1]
-
-    def ask(self, desired: Any, bot_id: str = BOT, **options: Any) -> Command:
-        return request_bot(self.store, bot_id, desired, actor="tester", **options)
-
-    def bot(self, bot_id: str = BOT) -> Bot:
-        board = BotBoard(self.store)
-        board.refresh()
-        assert board.error is None
-        return next(bot for bot in board.bots() if bot.bot_id == bot_id)
-
-    def reach(self, state: str, bot_id: str = BOT, timeout: float = 30.0) -> Bot:
-        """Wait until the last command is done and this is observed."""
-
-        def reached() -> Bot | None:
-            bot = self.bot(bot_id)
-            return bot if bot.settled and bot.state == state else None
-
-        try:
-            return wait_until(reached, timeout) or self.bot(bot_id)
-        except AssertionError as error:
-            raise AssertionError(f"{bot_id} is not {state}: {self.bot(bot_id)}") from error
-
-    def run(self, bot_id: str = BOT) -> Bot:
-        """A bot that is running and has beaten."""
-        self.ask("running", bot_id)
-        self.reach("running", bot_id)
-        wait_until(lambda: self.bot(bot_id).progress)
-        return self.bot(bot_id)
-
-    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.database_url, autocommit=True, application_name="console") as connection:
-            cursor = connection.execute(statement.encode(), values)
-            return cursor.fetchall() if cursor.description else []
-
-    def processes(self, home: Path | None = None) -> list[psutil.Process]:
-        """Every process of a bot of this home, whether it holds the bot's lock or not: its log is its stderr."""
-        return [process for process in psutil.process_iter() if _writes_below(process, (home or self.home) / "bots")]
-
-    def close(self) -> list[str]:
-        """Take everything down; what should not have been there any more."""
-        for each in self.listeners:
-            if each._thread and each._thread.is_alive():
-                each.stop()
-        for store in self._stores:
-            store.close()
-        return [f"fork server {server}" for server in _fork_servers()]
-
-
-def _writes_below(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return any(file.path.startswith(f"{folder}/") for file in process.open_files())
-    except psutil.Error:
-        return False
-
-
-def _bot_of(process: psutil.Process) -> str:
-    """The folder that its log is in."""
-    try:
-        return next(Path(file.path).parent.name for file in process.open_files() if "/bots/" in file.path)
-    except (psutil.Error, StopIteration):
-        return f"ended {process.pid}"
-
-
-def is_locked(folder: Path) -> bool:
-    with (folder / "lock").open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
-@pytest.fixture
-def world(database_url: str, store: PostgresStore, tmp_path: Path) -> Iterator[World]:
-    made = World(database_url, store, tmp_path)
-    yield made
-    left = made.close()
-    for home in tmp_path.iterdir():
-        # Bots are left to the next listener on purpose; here comes none.
-        holders = {lock_holder(folder) for folder in (home / "bots").glob("*") if folder.is_dir()}
-        for process in made.processes(home):
-            if process.pid not in holders:
-                left.append(f"a second process of {process.open_files()}")
-            process.kill()
-        wait_until(lambda home=home: not made.processes(home))  # type: ignore[misc]
-    assert not left
-
-
-class Watch:
-    """Looks all the time for what must never be seen: two processes of one bot."""
-
-    def __init__(self, world: World) -> None:
-        self._world, self._over = world, threading.Event()
-        self.most = 0
-        self.most_of_one = 0
-        self.pids: set[int] = set()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        is_last = False
-        while not is_last:
-            is_last = self._over.wait(0.1)
-            found = self._world.processes()
-            pids = {process.pid for process in found}
-            # One that finds the lock taken ends at once, without a trade.
-            counts = Counter(_bot_of(process) for process in found if time.time() - process.create_time() > 2.0)
-            self.most_of_one = max([self.most_of_one, *counts.values()])
-            self.most = max(self.most, len(pids))
-            self.pids |= pids
 
 
 def test_start_pause_resume_and_stop_are_carried_out_and_observed(world: World) -> None:
@@ -279,7 +128,7 @@ def test_of_two_listeners_one_acts_and_the_other_takes_over_at_once_with_the_sam
         wait_until(lambda: second.state().acting, timeout=5.0)
         world.ask("paused")
         assert world.reach("paused").pid == bot.pid
-        assert world.bot().holder == second.holder
+        assert world.bot().holder == second.state().holder
     assert watch.pids == {bot.pid}
     assert second.state().term == first.state().term + 1
 
@@ -352,16 +201,18 @@ def test_a_bot_that_somebody_ends_by_a_signal_comes_back_and_it_is_no_crash(worl
     assert world.reach("running").attempts == 0
 
 
-def test_a_refused_config_fails_with_the_bots_own_sentence_and_is_not_tried_again(world: World) -> None:
-    world.add("pound", amount="0")
+def test_a_bot_that_refuses_to_run_fails_with_its_own_sentence_and_is_not_tried_again(world: World) -> None:
+    world.add("pound")
+    world.sql("update bot_control set user_id = null where bot_id = 'pound'")
     with Watch(world) as watch:
         world.listen()
         world.ask("running", "pound")
         failed = world.reach("failed", "pound")
-    assert "amount is '0'; write a number from 1 to 1000" in (failed.error or "")
+    assert "The bot belongs to no user" in (failed.error or "")
     assert failed.next_retry_at is None
     assert len(watch.pids) <= 1
-    world.ask("running", "pound", config=CONFIG)
+    world.sql("update bot_control set user_id = %s where bot_id = 'pound'", world.owner)
+    world.ask("running", "pound")
     assert world.reach("running", "pound").attempts == 0
 
 
@@ -437,7 +288,7 @@ def test_a_killed_fork_server_takes_no_bot_with_it_and_the_next_start_works(worl
     world.listen()
     world.add("pound")
     before = world.run()
-    (server,) = _fork_servers()
+    (server,) = fork_servers()
     server.kill()
     assert world.run("pound").pid
     world.ask("paused")
@@ -452,7 +303,7 @@ def test_a_killed_fork_server_takes_no_bot_with_it_and_the_next_start_works(worl
 def test_a_fork_server_that_does_not_answer_is_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "START_S", 1.0)
     world.listen()
-    (server,) = wait_until(_fork_servers)
+    (server,) = wait_until(fork_servers)
     server.suspend()
     world.ask("running")
     wait_until(lambda: "could not be started" in (world.bot().error or ""))
@@ -463,7 +314,7 @@ def test_a_fork_server_that_does_not_answer_is_replaced(world: World, monkeypatc
 def test_a_dead_fork_server_does_not_make_a_standby_listener_spin(world: World) -> None:
     standby = Executor(world.home, {})
     woken, wake = os.pipe()
-    (server,) = _fork_servers()
+    (server,) = fork_servers()
     server.kill()
     while not standby._server.is_dead():
         standby.wait(woken, 0.01)
@@ -555,8 +406,8 @@ def test_a_bot_that_hangs_reads_unknown_and_heals(world: World) -> None:
 
 
 def test_a_hung_bot_that_is_told_to_stop_is_killed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mivra.control.reconcile.KILL_AFTER_S", 1.0)
-    monkeypatch.setattr(listener, "KILL_AFTER_S", 1.0)
+    monkeypatch.setattr("mivra.control.reconcile.KILL_AFTER_S", -19.0)
+    monkeypatch.setattr(listener, "KILL_AFTER_S", -19.0)
     world.add("pound")
     world.listen()
     for bot_id in (BOT, "pound"):
@@ -600,7 +451,7 @@ def _make_trouble(world: World, chance: random.Random, bot_id: str, monkeypatch:
             if pid := lock_holder(world.home / "bots" / bot_id):
                 os.kill(pid, signal.SIGKILL)
         case "server":
-            for server in _fork_servers():
+            for server in fork_servers():
                 server.kill()
         case "connections":
             world.sql(
@@ -647,13 +498,16 @@ def test_signals_come_back_by_themselves_and_say_that_hints_may_have_been_missed
     events: list[str] = []
     connects: list[int] = []
     signals = Signals(
-        world.database_url, on_event=events.append, on_connect=lambda: connects.append(1), tick=lambda: 0.5
+        world.database_url,
+        on_event=events.append,
+        on_connect=lambda: connects.append(1),
+        ping=world.ping,
     )
     signals.start()
     wait_until(lambda: connects)
     world.ask("running")
     wait_until(lambda: "bot_control" in events)
-    assert signals.connected
+    assert signals.state().transport == "notify"
     world.sql(
         "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'mivra signals'"
         " and datname = current_database()"
@@ -665,7 +519,7 @@ def test_signals_come_back_by_themselves_and_say_that_hints_may_have_been_missed
     signals.stop()
 
 
-@pytest.mark.parametrize("where", ["on_event", "on_connect", "tick"])
+@pytest.mark.parametrize("where", ["on_event", "on_connect"])
 def test_a_fault_of_who_listens_to_signals_does_not_end_them(world: World, where: str) -> None:
     faults: list[str] = []
     events: list[str] = []
@@ -682,15 +536,14 @@ def test_a_fault_of_who_listens_to_signals_does_not_end_them(world: World, where
     callbacks: dict[str, Any] = {
         "on_event": events.append,
         "on_connect": lambda: None,
-        "tick": lambda: 0.1,
         where: fail_twice(0.1),
     }
-    signals = Signals(world.database_url, **callbacks)
+    signals = Signals(world.database_url, **callbacks, ping=world.ping)
     signals.start()
 
     def asked_again() -> bool:
         world.store.call("release_lease", holder="nobody")  # a hint without any change
-        return len(faults) == 2 and signals.connected
+        return len(faults) == 2 and signals.state().transport == "notify"
 
     wait_until(asked_again)
     signals.stop()
@@ -734,14 +587,3 @@ def test_a_heartbeat_alone_is_no_change_of_the_board(world: World) -> None:
     (first,) = board.bots()
     wait_until(lambda: board.refresh() or board.bots()[0].progress["loops"] > first.progress["loops"])
     assert changes == [1]
-
-
-def _fork_servers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if _is_fork_server(child)]
-
-
-def _is_fork_server(process: psutil.Process) -> bool:
-    try:
-        return "mivra.control.forkserver" in process.cmdline()
-    except psutil.Error:  # gone, or a zombie
-        return False

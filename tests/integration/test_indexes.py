@@ -50,9 +50,9 @@ from generate_series(1, %(trades)s) n,
 order by n
 """
 MANY_BOTS = """
-insert into bot_control (bot_id, user_id, name, desired)
+insert into bot_control (bot_id, user_id, name, config, desired)
 select 'many-' || n, (array(select user_id from profiles order by user_id))[1 + n % 1000], 'Bot ' || n,
-  case when n % 50 = 0 then 'running' else 'stopped' end
+  '{"strategy": "balanced", "asset": "EURUSD", "amount": 20}', case when n % 50 = 0 then 'running' else 'stopped' end
 from generate_series(1, %(bots)s) n
 """
 MANY_COMMANDS = """

@@ -67,7 +67,7 @@ def counting(running: Runtime) -> CountingStore:
     store = CountingStore(running.store)
     bind(running.region, store)
     # The start is over: the hints that may have been missed before it were made up for.
-    wait_until(lambda: running.signals.connected and not running._coalescer._waiting)
+    wait_until(lambda: running.signals.state().transport == "notify" and not running._coalescer._waiting)
     return store
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mivra.control.reconcile import (
     BACKOFF_S,
+    DRAIN_S,
     HEALTHY_S,
     KILL_AFTER_S,
     MAX_ATTEMPTS,
@@ -90,12 +91,12 @@ def process(**values: Any) -> Process:
         ({"desired": "stopped"}, process(), Outcome("stopping", 0, "stop")),
         ({"desired": "stopped"}, process(state="starting"), Outcome("stopping", 0, "stop")),
         ({"desired": "stopped"}, process(stopping_for_s=1.0), Outcome("stopping", 0)),
-        ({"desired": "stopped"}, process(stopping_for_s=KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
+        ({"desired": "stopped"}, process(stopping_for_s=DRAIN_S + KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
         ({"desired": "stopped"}, process(exit_code=0), Outcome("stopped", 1, "forget")),
         ({"desired": "stopped"}, process(exit_code=-9, error="broken"), Outcome("stopped", 1, "forget")),
         # a start while it drains
         ({}, process(stopping_for_s=1.0), Outcome("stopping", 0)),
-        ({}, process(stopping_for_s=KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
+        ({}, process(stopping_for_s=DRAIN_S + KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
         ({}, process(stopping_for_s=1.0, exit_code=0), Outcome("starting", 0, "forget")),
         ({}, process(state="stopping", exit_code=0), Outcome("starting", 0, "forget")),
     ],
