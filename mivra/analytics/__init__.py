@@ -3,6 +3,7 @@
 from mivra.analytics.functions import (
     Deployment,
     asset_performance,
+    bots_today,
     dashboard_metrics,
     deployment,
     revenue,
@@ -27,6 +28,7 @@ __all__ = [
     "FIGURES",
     "Deployment",
     "asset_performance",
+    "bots_today",
     "dashboard_metrics",
     "deployment",
     "revenue",

@@ -13,6 +13,7 @@ from mivra.analytics import arguments as check
 from mivra.analytics.results import (
     AccountType,
     AssetPerformance,
+    BotsToday,
     DashboardMetrics,
     Revenue,
     TopUsers,
@@ -94,6 +95,12 @@ def trade_stats(
     as_of = datetime.now(UTC)
     row = one(store.call("trade_stats", trader=user_id, account=account_type, since=since, until=until))
     return _typed({"as_of": as_of, **row}, TradeStats)
+
+
+@cached(ttl_s=60, events=("trade_closed",))
+def bots_today(store: Store) -> BotsToday:
+    """Settled trades of each bot on the reporting day; one without is left out (SQL: bots_today)."""
+    return _listed(store, BotsToday, "bots", "bots_today")
 
 
 @cached(ttl_s=60, events=("user_changed",))

@@ -174,3 +174,28 @@ class TradeStats:
     open_exposure: Decimal
     first_closed_at: datetime | None
     last_closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class BotDay:
+    """One bot's settled trades of the reporting day, on whichever account it trades."""
+
+    bot_id: str
+    trades: int = 0
+    volume: Decimal = Decimal(0)
+    pnl: Decimal = Decimal(0)
+    wins: int = 0
+    losses: int = 0
+
+    @property
+    def win_rate(self) -> Decimal | None:
+        decided = self.wins + self.losses
+        return Decimal(self.wins) / decided if decided else None
+
+
+@dataclass(frozen=True, slots=True)
+class BotsToday:
+    """The bots that have settled trades on the reporting day."""
+
+    as_of: datetime
+    bots: tuple[BotDay, ...]

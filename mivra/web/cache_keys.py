@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Final
 
 import streamlit as st
@@ -13,12 +14,12 @@ from mivra import analytics, runtime
 from mivra.cache import CachedFunction
 from mivra.cache.entry import VALUES, Spec, parts
 from mivra.cache.inspector import KEYS_SHOWN, Action, Key, masked
-from mivra.errors import MivraError, StoreUnavailable
+from mivra.errors import MivraError
+from mivra.web import deeds, panels, tables
 from mivra.web import format as fmt
-from mivra.web import panels, tables
 from mivra.web.columns import CACHE_KEYS, words
+from mivra.web.deeds import Deed, Said
 from mivra.web.definitions import define
-from mivra.web.sidebar import actor
 
 ALL: Final = "all"
 FLUSH_WORD: Final = "flush"
@@ -92,10 +93,9 @@ def keys() -> None:
         st.caption(_sum(shown, cut=len(held) >= KEYS_SHOWN, redis=here.remote.state().available))
         if not shown:
             panels.empty("No key is kept.", "Open a page whose figures are to be kept.")
-        chosen = tables.choose(shown, CACHE_KEYS, key="cache_key", name=lambda key: key.name) if shown else None
-    if chosen:
-        _detail(chosen)
-    _confirm()
+        chosen = tables.choose(shown, CACHE_KEYS, key="cache_key", name=lambda key: key.name) if shown else []
+    for key in chosen:
+        _detail(key)
 
 
 def _function() -> str:
@@ -127,46 +127,20 @@ def _detail(key: Key) -> None:
             st.code(runtime.current().inspector.preview(key.name), language="json", height=320)
         except MivraError as error:
             st.warning(fmt.sentence(str(error)), icon=":material/info:")
-        st.button("Refresh this key…", icon=":material/refresh:", on_click=ask, args=("refresh", key.name))
+        deeds.button(deed("refresh", key.name), "Refresh this key")
 
 
 def _buttons(function: str) -> None:
     """The deeds that concern more than one key; a chosen function is suggested as their target."""
     targets: dict[Action, str] = {"make_stale": function, "delete": function and f"{function}:*", "flush": ""}
     for action, target in targets.items():
-        face = FACES[action]
-        st.button(f"{face.label}…", icon=face.icon, on_click=ask, args=(action, target))
+        deeds.button(deed(action, target))
 
 
-def ask(action: Action, target: str = "") -> None:
-    """Open the dialog at the next run."""
-    st.session_state["cache_deed"] = (action, target)
-
-
-def forget() -> None:
-    """Close it without a deed."""
-    st.session_state.pop("cache_deed", None)
-
-
-def _confirm() -> None:
-    """The open dialog, or what the last one did."""
-    if done := st.session_state.pop("cache_done", None):
-        st.toast(done, icon=":material/check_circle:", duration="long")
-    if deed := st.session_state.get("cache_deed"):
-        st.dialog(f"{FACES[deed[0]].label}?", icon=FACES[deed[0]].icon, on_dismiss=forget)(_form)(*deed)
-
-
-def _form(action: Action, suggested: str) -> None:
+def deed(action: Action, suggested: str) -> Deed:
+    """What is offered, with a target that is suggested."""
     face = FACES[action]
-    st.markdown(face.consequence)
-    target = _target(action, suggested)
-    reason = st.text_input("Reason (kept in the audit log)", key="cache_reason", max_chars=200)
-    with st.container(horizontal=True):
-        if st.button(face.label, icon=face.icon, disabled=not target, key="cache_do"):
-            _carry_out(action, target, reason or None)
-        if st.button("Cancel"):
-            forget()
-            st.rerun()
+    return Deed(face.label, face.icon, face.consequence, partial(_do, action), partial(_target, action, suggested))
 
 
 def _target(action: Action, suggested: str) -> str:
@@ -182,8 +156,7 @@ def _target(action: Action, suggested: str) -> str:
                 st.caption(matching(pattern))
             return pattern
         case "flush":
-            word = st.text_input(f"Type {FLUSH_WORD} to confirm", live=True)
-            return "*" if word == FLUSH_WORD else ""
+            return deeds.typed(FLUSH_WORD)()
     st.code(masked("  ".join(parts(suggested))), language=None, wrap_lines=True)
     return suggested
 
@@ -195,32 +168,22 @@ def matching(pattern: str) -> str:
     return f"Matches {hit:,} of the {len(names):,} listed keys"
 
 
-def _carry_out(action: Action, target: str, reason: str | None) -> None:
-    """Once: a second click finds the dialog closed. A refusal leaves it open."""
-    try:
-        st.session_state["cache_done"] = _do(action, target, reason)
-    except MivraError as error:
-        st.error(refusal(error), icon=":material/block:")
-        return
-    kept.clear()
-    forget()
-    st.rerun()
-
-
-def _do(action: Action, target: str, reason: str | None) -> str:
+def _do(action: Action, said: Said) -> str:
     """What happened, in a sentence."""
-    inspector, who = runtime.current().inspector, actor()
+    inspector, who = runtime.current().inspector, deeds.actor()
     match action:
         case "refresh":
-            inspector.refresh(target, who, reason)
-            return "Read anew from the database."
+            inspector.refresh(said.target, who, said.reason)
+            done = "Read anew from the database."
         case "make_stale":
-            inspector.make_stale(target, who, reason)
-            return f"Made stale: {words(target)}."
+            inspector.make_stale(said.target, who, said.reason)
+            done = f"Made stale: {words(said.target)}."
         case "flush":
-            return removal(inspector.flush(who, reason))
+            done = removal(inspector.flush(who, said.reason))
         case _:
-            return removal(inspector.delete(target, who, reason))
+            done = removal(inspector.delete(said.target, who, said.reason))
+    kept.clear()
+    return done
 
 
 def removal(keys: int | None) -> str:
@@ -232,10 +195,3 @@ def removal(keys: int | None) -> str:
 
 def _count(keys: int) -> str:
     return "1 key" if keys == 1 else f"{keys:,} keys"
-
-
-def refusal(error: MivraError) -> str:
-    """Why it was not done."""
-    if isinstance(error, StoreUnavailable):
-        return "Not done: the database cannot be reached, and what cannot be written to the audit log is not done."
-    return f"Not done. {fmt.sentence(str(error))}"

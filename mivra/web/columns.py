@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mivra.cache.entry import VALUES
-from mivra.web import format as fmt
-from mivra.web.faces import FACES
+from mivra.web.faces import FACES, cpu, uptime_s
 from mivra.web.tables import Column
 
 
@@ -93,22 +92,30 @@ CACHE_AUDIT: Final = (
     Column("From", "text", lambda r: r["source"]),
 )
 
-HISTORY: Final = (
+TRAIL: Final = (
     Column("At", "time", lambda r: r["at"]),
+    Column("Bot", "text", lambda r: r["bot_id"]),
     Column("Who", "text", lambda r: r["actor"]),
     Column("Asked for", "text", lambda r: r["action"]),
-    Column("Reason", "text", lambda r: r["reason"] or ""),
-    Column("Generation", "count", lambda r: r["generation"]),
+    Column("Change", "note", lambda r: r["change"]),
+    Column("Reason", "note", lambda r: r["reason"] or ""),
     Column("From", "text", lambda r: r["source"]),
+    Column("Generation", "count", lambda r: r["generation"], "generation"),
 )
 
-BOTS: Final = (
-    Column("Bot", "text", lambda bot: bot.name),
-    Column("Observed", "text", lambda bot: FACES[bot.state].words),
-    Column("Asked for", "text", lambda bot: bot.desired.capitalize()),
-    Column("Trades", "count", lambda bot: bot.progress.get("trades")),
-    Column("Open", "count", lambda bot: bot.progress.get("open"), "open trades"),
-    Column("PnL", "money", lambda bot: fmt.decimal(bot.progress.get("pnl")), "pnl"),
-    Column("Since", "time", lambda bot: bot.since),
-    Column("Error", "text", lambda bot: bot.error or ""),
+FLEET: Final = (
+    Column("Bot", "text", lambda r: r.bot.name),
+    Column("State", "text", lambda r: FACES[r.bot.state].word),
+    Column("Since", "time", lambda r: r.bot.since),
+    Column("Heartbeat", "seconds", lambda r: int(r.bot.heartbeat_age or 0) if r.bot.pid else None, "heartbeat"),
+    Column("Trades today", "count", lambda r: r.day and r.day.trades, "settled trades"),
+    Column("PnL today", "money", lambda r: r.day and r.day.pnl, "pnl"),
+    Column("Win rate today", "percent", lambda r: r.day and r.day.win_rate, "win rate"),
+    Column("Error", "note", lambda r: r.trouble),
+    Column("Strategy", "text", lambda r: r.strategy),
+    Column("Executor", "text", lambda r: r.bot.host or "", "executor"),
+    Column("CPU", "percent", lambda r: cpu(r.bot), "cpu"),
+    Column("Memory", "bytes", lambda r: r.bot.usage.get("memory_bytes")),
+    Column("Uptime", "age", lambda r: uptime_s(r.bot)),
+    Column("Id", "text", lambda r: r.bot.bot_id),
 )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final, Literal
 
 import streamlit as st
 
 from mivra import runtime
 from mivra.control.bots import Bot, Desired, State
+from mivra.control.reconcile import KILL_AFTER_S, drain_of
 from mivra.web import format as fmt
 
 Colour = Literal["gray", "blue", "green", "orange", "red"]
@@ -25,6 +27,11 @@ class Face:
     icon: str
     colour: Colour
 
+    @property
+    def word(self) -> str:
+        """For a narrow column."""
+        return self.words.partition(":")[0]
+
 
 FACES: Final[dict[State, Face]] = {
     "stopped": Face("Stopped", ":material/stop_circle:", "gray"),
@@ -37,9 +44,28 @@ FACES: Final[dict[State, Face]] = {
     "unknown": Face("Unknown: no heartbeat", ":material/help:", "orange"),
 }
 
-VERBS: Final[dict[Desired, str]] = {"running": "Start", "paused": "Pause", "stopped": "Stop"}
+VERBS: Final[dict[Desired, str]] = {"running": "Start", "paused": "Pause", "stopped": "Stop", "killed": "Kill"}
+
+ALLOWED: Final[dict[State, tuple[Desired, ...]]] = {
+    "stopped": ("running",),
+    "failed": ("running",),
+    "starting": ("stopped", "killed"),
+    "running": ("paused", "stopped", "killed"),
+    "pausing": ("stopped", "killed"),
+    "paused": ("running", "stopped", "killed"),
+    "stopping": ("killed",),
+    "unknown": ("stopped", "killed"),
+}
+"""By the observed state only: nothing is called running before it is seen running."""
 
 AT_REST: Final = ("stopped", "failed")
+"""There is no process."""
+
+
+def allowed(bot: Bot) -> tuple[Desired, ...]:
+    """What may be asked of it now; a start that nobody has carried out yet can still be taken back."""
+    states = ALLOWED[bot.state]
+    return states if bot.desired in ("stopped", "killed") or "stopped" in states else (*states, "stopped")
 
 
 def seen_bots() -> tuple[Bot, ...]:
@@ -59,7 +85,8 @@ def waiting_for(bot: Bot) -> str:
     """What was asked and is not observed yet; empty when nothing is."""
     if bot.settled:
         return ""
-    return f"{VERBS[bot.desired]} requested by {fmt.plain(bot.requested_by or 'somebody')}, waiting for the listener"
+    stage = "under way" if bot.state in ("starting", "pausing", "stopping") else "waiting for the listener"
+    return f"{VERBS[bot.desired]} requested by {fmt.plain(bot.requested_by or 'somebody')}, {stage}"
 
 
 def progress(bot: Bot, currency: str) -> str:
@@ -72,8 +99,32 @@ def progress(bot: Bot, currency: str) -> str:
     )
 
 
-def process(bot: Bot) -> str:
-    """Where it runs and how lately it was heard."""
-    if not bot.pid:
-        return "No process"
-    return f"Process {bot.pid} of {fmt.plain(bot.holder or 'nobody')}, heartbeat {fmt.age(bot.heartbeat_age)} ago"
+def uptime_s(bot: Bot) -> float | None:
+    """Seconds since its process began; None without one."""
+    began = bot.started_at if bot.pid else None
+    return None if began is None else (datetime.now(began.tzinfo) - began).total_seconds()
+
+
+def cpu(bot: Bot) -> float | None:
+    """Share of one core; None without a process."""
+    percent = bot.usage.get("cpu_percent")
+    return None if percent is None else percent / 100
+
+
+def drain_s(bot: Bot) -> float:
+    """How long a stop lets its open trades settle."""
+    return drain_of(bot.running_config if bot.pid and bot.running_config is not None else bot.config)
+
+
+def killed_by(bot: Bot) -> datetime | None:
+    """When a bot that stops is killed at the latest; None when it does not stop."""
+    return bot.since + timedelta(seconds=drain_s(bot) + KILL_AFTER_S) if bot.state == "stopping" else None
+
+
+def trouble(bot: Bot, zone: str) -> str:
+    """The last error, how often it was tried, and when again; empty when there is none."""
+    if not bot.error:
+        return ""
+    notes = [f"attempt {bot.attempts}"] if bot.attempts else []
+    notes += [f"next try at {fmt.clock(bot.next_retry_at, zone)}"] if bot.next_retry_at else []
+    return f"{bot.error} ({', '.join(notes)})" if notes else bot.error

@@ -82,16 +82,17 @@ def refresh() -> None:
 
 def read(figure: CachedFunction[P, T], *args: P.args, **kwargs: P.kwargs) -> Read[T] | None:
     """The figure; or None, with the reason and the way out on the page."""
-    _looks.get().refreshes.append(lambda: figure.refresh(*args, **kwargs))
+    looks = _looks.get(None) or Looks()  # a fragment that is drawn alone has no page
+    looks.refreshes.append(lambda: figure.refresh(*args, **kwargs))
     try:
         # Shown only when it takes longer than a moment: the cache answers before.
         with st.skeleton(height=180):
             found = figure.read(*args, **kwargs)
     except MivraError as error:
-        _looks.get().errors.append(str(error))
+        looks.errors.append(str(error))
         failed(error, figure.spec.name)
         return None
-    _looks.get().note(found)
+    looks.note(found)
     return found
 
 

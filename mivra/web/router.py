@@ -12,7 +12,7 @@ import streamlit as st
 from mivra import runtime
 from mivra.analytics import Deployment
 from mivra.config import ROOT
-from mivra.web import filters, live, panels, sidebar
+from mivra.web import deeds, filters, kill_switch, live, panels, sidebar
 from mivra.web.boot import boot
 from mivra.web.problems import script_failed
 
@@ -87,11 +87,13 @@ def frame(page: st.Page) -> None:
         script_failed(error)
     board = runtime.current().board
     with notices:
+        kill_switch.notice(board.kill_switch)
         panels.banner(looks, board)
     with foot:
         idle_s = IDLE_TROUBLE_S if looks.errors or board.error else IDLE_S
         live.mount("data", mark, key="live_data", indicator=True, idle_s=idle_s)
         st.caption(":material/lock: No sign-in: this machine only")
+    deeds.draw()
 
 
 def header(page: st.Page, deployment: Deployment | None) -> None:

@@ -14,7 +14,21 @@ import streamlit as st
 
 from mivra.web.definitions import define
 
-Kind = Literal["text", "count", "money", "percent", "bar", "day", "time", "milliseconds", "seconds", "bytes", "trend"]
+Kind = Literal[
+    "text",
+    "note",
+    "count",
+    "money",
+    "percent",
+    "bar",
+    "day",
+    "time",
+    "milliseconds",
+    "seconds",
+    "age",
+    "bytes",
+    "trend",
+]
 
 T = TypeVar("T")
 
@@ -24,6 +38,7 @@ _NUMBER_FORMATS: Final = {
     "percent": "percent",
     "milliseconds": "%,.1f ms",
     "seconds": "%,d s",
+    "age": "duration",
     "bytes": "bytes",
 }
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -65,22 +80,47 @@ def draw(
     )
 
 
-def choose(rows: Sequence[T], columns: Sequence[Column], *, key: str, name: Callable[[T], str]) -> T | None:
-    """A table, and the row that was chosen in it: it stays chosen when others come and go."""
+def choose(
+    rows: Sequence[T],
+    columns: Sequence[Column],
+    *,
+    key: str,
+    name: Callable[[T], str],
+    mode: Literal["single-row", "multi-row"] = "single-row",
+    on_choice: Callable[[list[str]], None] = lambda _names: None,
+    **options: Any,
+) -> list[T]:
+    """A table, and the rows that were chosen in it: they stay chosen when others come and go.
+
+    on_choice is told their names before the page is drawn anew.
+    """
     names = [name(row) for row in rows]
     before = [names.index(chosen) for chosen in st.session_state.get(key, ()) if chosen in names]
     # The browser knows a row by its place: other rows are another table, which begins with what was chosen before.
+    place = f"{key}_{st.session_state.get(f'{key}_times', 0)}_{hash(tuple(names))}"
+
+    def note() -> None:
+        st.session_state[key] = [names[index] for index in st.session_state[place]["selection"]["rows"]]
+        on_choice(st.session_state[key])
+
     state = draw(
         rows,
         columns,
-        key=f"{key}_{hash(tuple(names))}",
-        on_select="rerun",
-        selection_mode="single-row",
+        key=place,
+        on_select=note,
+        selection_mode=mode,
         selection_default={"selection": {"rows": before}},
+        **options,
     )
-    chosen = state["selection"]["rows"]
+    chosen = [index for index in state["selection"]["rows"] if index < len(rows)]
     st.session_state[key] = [names[index] for index in chosen]
-    return rows[chosen[0]] if chosen else None
+    return [rows[index] for index in chosen]
+
+
+def choose_none(key: str) -> None:
+    """Forget what was chosen in a table: it is another one from now on."""
+    st.session_state[key] = []
+    st.session_state[f"{key}_times"] = st.session_state.get(f"{key}_times", 0) + 1
 
 
 def height(rows: int) -> int | Literal["content"]:
@@ -108,6 +148,8 @@ def _config(column: Column, rows: Sequence[Any], currency: str, zone: str) -> An
             return st.column_config.DateColumn(title, help=text, format="YYYY-MM-DD")
         case "time":
             return st.column_config.DatetimeColumn(title, help=text, format="YYYY-MM-DD HH:mm:ss", timezone=zone)
+        case "note":
+            return st.column_config.TextColumn(title, help=text, width="medium")
         case "text":
             return st.column_config.TextColumn(title, help=text)
         case "trend":

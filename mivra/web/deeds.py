@@ -1,0 +1,123 @@
+"""Deeds: whatever could be regretted asks first, says what will come of it, and is done once."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from mivra.control.commands import Order
+from mivra.errors import MivraError, StoreUnavailable
+from mivra.web import format as fmt
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What the person said in the dialog; the request is the same however often it is sent."""
+
+    target: str
+    reason: str | None
+    request: uuid.UUID
+
+    def order(self) -> Order:
+        """As a command to bots has it."""
+        return Order(actor(), self.reason, source(), self.request)
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """How a deed is offered, and what it will do."""
+
+    label: str
+    icon: str
+    consequence: str
+    """Markdown: foreign text in it is made plain before."""
+    do: Callable[[Said], str]
+    """Does it and says what it came to; MivraError says why not, and the dialog stays open."""
+    target: Callable[[], str] = lambda: "it"
+    """Draws what it is done to, or the word to type; empty while that is not said."""
+    needs_reason: bool = False
+
+
+def typed(word: str) -> Callable[[], str]:
+    """A target that is only there once somebody has typed the word."""
+
+    def draw() -> str:
+        return word if st.text_input(f"Type {word} to confirm", live=True) == word else ""
+
+    return draw
+
+
+def button(deed: Deed, label: str = "", **options: Any) -> None:
+    """Opens the dialog of a deed."""
+    if st.button(f"{label or deed.label}…", icon=deed.icon, **options):
+        st.session_state["deed"] = (deed, uuid.uuid4())
+        # Of the whole page, since the button may stand in a fragment: a page has one dialog.
+        st.rerun()
+
+
+def draw() -> None:
+    """The open dialog, or what the last one did; once a page, at its end."""
+    if done := st.session_state.pop("deed_done", None):
+        st.toast(done, icon=":material/check_circle:", duration="long")
+    if opened := st.session_state.get("deed"):
+        deed: Deed = opened[0]
+        st.dialog(f"{deed.label}?", icon=deed.icon, on_dismiss=_forget)(_form)(*opened)
+
+
+def _form(deed: Deed, request: uuid.UUID) -> None:
+    st.markdown(deed.consequence)
+    target = deed.target()
+    label = "Reason" if deed.needs_reason else "Reason (kept in the audit log)"
+    reason = st.text_input(label, key=f"reason_{request}", max_chars=200, live=deed.needs_reason) or None
+    with st.container(horizontal=True):
+        ready = bool(target) and (bool(reason and reason.strip()) or not deed.needs_reason)
+        if st.button(deed.label, icon=deed.icon, disabled=not ready, key="deed_do"):
+            _carry_out(deed, Said(target, reason, request))
+        if st.button("Cancel"):
+            _forget()
+            st.rerun()
+
+
+def _carry_out(deed: Deed, said: Said) -> None:
+    """Once: a second click finds the dialog closed, and the same request is the same command."""
+    if "deed" not in st.session_state:
+        return
+    try:
+        done = deed.do(said)
+    except MivraError as error:
+        st.error(refusal(error), icon=":material/block:")
+        return
+    _forget()
+    say(done)
+
+
+def say(done: str) -> None:
+    """Draw the page anew, with what was done."""
+    st.session_state["deed_done"] = done
+    st.rerun()
+
+
+def _forget() -> None:
+    st.session_state.pop("deed", None)
+
+
+def refusal(error: MivraError) -> str:
+    """Why it was not done."""
+    if isinstance(error, StoreUnavailable):
+        return "Not done: the database cannot be reached, and what cannot be written to the audit log is not done."
+    return f"Not done. {fmt.sentence(str(error))}"
+
+
+def actor() -> str:
+    """Who asks, until there is a sign-in."""
+    return f"operator@{socket.gethostname()}"
+
+
+def source() -> str:
+    """From where: the browser's address, as the server sees it."""
+    return f"dashboard {st.context.ip_address}" if st.context.ip_address else "dashboard"
