@@ -44,6 +44,9 @@ _NUMBER_FORMATS: Final = {
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A cell that begins so is run as a formula by spreadsheets."""
 
+SHORT_ROWS: Final = 500
+"""So many are written in two milliseconds."""
+
 ROW_PX: Final = 35
 MAX_ROWS: Final = 15
 """More rows than these scroll inside the table, so that the page stays short."""
@@ -167,10 +170,12 @@ class File:
 
 
 def download(file: File) -> None:
-    """A button whose file is written when it is clicked, not at every rerun."""
+    """A button; a long file is written when it is clicked, not at every rerun."""
+    # A file that is written later has a new name each rerun, and a click that meets one finds it gone.
+    is_short = len(file.rows) <= SHORT_ROWS
     st.download_button(
         "Download CSV",
-        data=lambda: csv_text(file.rows, file.columns),
+        data=csv_text(file.rows, file.columns) if is_short else lambda: csv_text(file.rows, file.columns),
         file_name=f"{file.name}.csv",
         mime="text/csv",
         icon=":material/download:",

@@ -23,7 +23,7 @@ from tests.browser.proxy import Door
 from tests.support import wait_until
 
 STOP_MS = 40_000
-"""The promise is 20 s, and the browser may be slow."""
+"""The promise is 25 s, and the browser may be slow."""
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_a_bot_from_start_to_stop_is_followed_on_an_untouched_page(own: Dashboar
     expect(sidebar.get_by_text("trades,").or_(sidebar.get_by_text("1 trade,"))).to_be_visible(timeout=WAIT_MS)
     wait_until(lambda: page.wait_for_timeout(200) or _more(trades.inner_text(), before), 60, "trades on the overview")
 
-    sidebar.get_by_role("button", name="Stop", exact=True).click()
+    sidebar.get_by_role("button", name="Stop…").click()
     dialog = page.get_by_role("dialog")
-    expect(dialog.get_by_text("Open trades settle first")).to_be_visible()
+    expect(dialog.get_by_text("Open trades settle first, for 20 s at most")).to_be_visible()
     dialog.get_by_label("Reason").fill("seen enough")
     dialog.get_by_role("button", name="Stop bot").click()
     expect(sidebar.get_by_text("Stopped")).to_be_visible(timeout=STOP_MS)
@@ -87,7 +87,8 @@ def test_a_bot_from_start_to_stop_is_followed_on_an_untouched_page(own: Dashboar
     assert observed(filled)[0] == "stopped"
 
     page.get_by_role("link", name="Bots", exact=True).click()
-    expect(page.get_by_role("heading", name="Audit trail")).to_be_visible()
+    page.get_by_role("radio", name="Audit trail").click()
+    expect(page.get_by_role("heading", name="Audit trail of all bots")).to_be_visible()
 
 
 def _more(text: str, before: int) -> bool:

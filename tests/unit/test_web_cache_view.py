@@ -17,7 +17,7 @@ from mivra.cache.server import RedisState
 from mivra.cache.statistics import FunctionStatistics, Point, Report
 from mivra.cache.windows import WINDOWS
 from mivra.errors import CacheError, InvalidData, StoreUnavailable
-from mivra.web import cache_keys, cache_view, tables
+from mivra.web import cache_keys, cache_view, deeds, tables
 from mivra.web.columns import CACHE, CACHE_AUDIT, words
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -163,9 +163,9 @@ def test_a_removal_says_what_it_came_to(keys: int | None, sentence: str) -> None
 
 
 def test_a_refusal_is_a_sentence() -> None:
-    assert "audit log" in cache_keys.refusal(StoreUnavailable("connection refused"))
-    assert cache_keys.refusal(InvalidData("Write a name")) == "Not done. Write a name."
-    assert cache_keys.refusal(CacheError()).startswith("Not done. The figure is not in the cache")
+    assert "audit log" in deeds.refusal(StoreUnavailable("connection refused"))
+    assert deeds.refusal(InvalidData("Write a name")) == "Not done. Write a name."
+    assert deeds.refusal(CacheError()).startswith("Not done. The figure is not in the cache")
 
 
 def test_an_identifier_is_written_as_words() -> None:

@@ -10,11 +10,11 @@ from typing import Any, get_args
 import pytest
 from streamlit import config as streamlit_config
 
-from mivra.control.bots import State
+from mivra.control.bots import Desired, State
+from mivra.web.bot_deeds import CONSEQUENCES, ICONS
 from mivra.web.definitions import DEFINITIONS
-from mivra.web.faces import FACES
+from mivra.web.faces import ALLOWED, FACES, VERBS
 from mivra.web.router import PAGES
-from mivra.web.sidebar import ALLOWED
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,6 +58,11 @@ def test_every_page_exists_and_none_is_forgotten() -> None:
 def test_every_observed_state_has_a_face_in_words_and_a_rule() -> None:
     assert set(FACES) == set(ALLOWED) == set(get_args(State))
     assert all(face.words and face.icon.startswith(":material/") for face in FACES.values())
+
+
+def test_whatever_may_be_asked_has_a_verb_and_says_what_becomes_of_open_trades() -> None:
+    assert set(VERBS) == set(ICONS) == set(CONSEQUENCES) == set(get_args(Desired))
+    assert all("trades" in CONSEQUENCES[desired] for desired in get_args(Desired))
 
 
 def test_every_definition_is_a_sentence() -> None:
