@@ -68,7 +68,7 @@ class Runtime:
         watch.start()
         self._closing.callback(watch.stop)
         self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))
-        self._board_due = 0.0
+        self._board_due, self._status_changed = 0.0, False
         self._pulse = Pulse(self._beat)
         self._pulse.start()
         self._closing.callback(self._pulse.stop)
@@ -84,7 +84,7 @@ class Runtime:
     def _start_listener(self, settings: Settings) -> Listener | None:
         if not settings.listener:
             return None
-        listener = Listener(self.store, settings.home, environ_of(settings), on_change=self._look_at_bots)
+        listener = Listener(self.store, settings.home, environ_of(settings), on_report=self._on_report)
         listener.start()
         self._closing.callback(listener.stop)
         return listener
@@ -95,13 +95,13 @@ class Runtime:
             self.listener.wake()
         if event in EVENTS:
             self._coalescer.note(cast("Event", event))
-        if event in ("bot_control", "bot_status"):
-            self._look_at_bots()
-        else:
-            self._pulse.ask()
+        # What the own listener wrote, it has told already.
+        if event == "bot_control" or (event == "bot_status" and not (self.listener and self.listener.state().acting)):
+            self._board_due = 0.0
+        self._pulse.ask()
 
-    def _look_at_bots(self) -> None:
-        self._board_due = 0.0
+    def _on_report(self) -> None:
+        self._status_changed = True
         self._pulse.ask()
 
     def _on_connect(self) -> None:
@@ -113,9 +113,13 @@ class Runtime:
         self.store.call("ping_signals", channel=channel)
 
     def _beat(self) -> float:
-        if time.monotonic() >= self._board_due:
+        # Taken back before the tables are read: what is told meanwhile is read again.
+        if is_due := time.monotonic() >= self._board_due:
             self._board_due = time.monotonic() + BOARD_S
-            self.board.refresh()
+        if has_news := self._status_changed:
+            self._status_changed = False
+        if is_due or has_news:
+            self.board.refresh(only_status=not is_due)
         due = self._coalescer.run_due()
         waits = [self._board_due - time.monotonic()] + ([due] if due is not None else [])
         return max(0.0, min(waits))

@@ -91,12 +91,13 @@ class BotBoard:
         """Every bot, by name."""
         return self._bots
 
-    def refresh(self) -> None:
-        """Read the bots anew; the last snapshot stays when the database is away."""
+    def refresh(self, *, only_status: bool = False) -> None:
+        """Read the bots anew, and what people want; the last snapshot stays when the database is away."""
         with self._lock:
             before = self._looks()
             try:
-                self.kill_switch = msgspec.convert(one(self._store.call("kill_switch_state")), KillSwitch)
+                if not only_status:
+                    self.kill_switch = msgspec.convert(one(self._store.call("kill_switch_state")), KillSwitch)
                 self._bots = tuple(msgspec.convert(row, Bot) for row in self._store.call("list_bots"))
             except StoreError as error:
                 self.error = str(error)

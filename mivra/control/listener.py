@@ -46,13 +46,13 @@ class Listener:
     """A supervised thread that carries out what bot_control says."""
 
     def __init__(
-        self, store: Store, home: Path, environ: dict[str, str], on_change: Callable[[], None] = lambda: None
+        self, store: Store, home: Path, environ: dict[str, str], on_report: Callable[[], None] = lambda: None
     ) -> None:
-        """on_change is called in the thread when it has written something that people see."""
+        """on_report is called in the thread when it has written something that people see."""
         self._lease = Lease(store, home)
         self._home = home
         self._environ = environ
-        self._on_change = on_change
+        self._on_report = on_report
         self._stopping = threading.Event()
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -237,7 +237,7 @@ class Listener:
         try:
             self._lease.report(self._term, reports)
             if any(report["news"] for report in reports):
-                self._on_change()
+                self._on_report()
         except Conflict:
             self._change_term(executor, acting=False, term=self._term)
         except StoreError:
