@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mivra.control.reconcile import (
+    AT_REST,
     BACKOFF_S,
     DRAIN_S,
+    GONE_S,
     HEALTHY_S,
     KILL_AFTER_S,
     MAX_ATTEMPTS,
@@ -28,6 +30,7 @@ from mivra.control.reconcile import (
 )
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SLOW, QUICK = {"drain_seconds": 60}, {"drain_seconds": 5}
 SOON, EARLIER = NOW + timedelta(seconds=5), NOW - timedelta(seconds=5)
 
 
@@ -94,6 +97,29 @@ def process(**values: Any) -> Process:
         ({"desired": "stopped"}, process(stopping_for_s=DRAIN_S + KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
         ({"desired": "stopped"}, process(exit_code=0), Outcome("stopped", 1, "forget")),
         ({"desired": "stopped"}, process(exit_code=-9, error="broken"), Outcome("stopped", 1, "forget")),
+        # at once
+        ({"desired": "killed"}, None, Outcome("stopped", 1)),
+        ({"desired": "killed"}, process(), Outcome("stopping", 0, "kill")),
+        ({"desired": "killed"}, process(state="starting"), Outcome("stopping", 0, "kill")),
+        ({"desired": "killed"}, process(stopping_for_s=1.0), Outcome("stopping", 0, "kill")),
+        ({"desired": "killed"}, process(exit_code=-9), Outcome("stopped", 1, "forget")),
+        ({"desired": "killed", "state": "failed", "error": "broken"}, None, Outcome("stopped", 1)),
+        # with its drain
+        ({"desired": "stopped"}, process(config=QUICK, stopping_for_s=9.9), Outcome("stopping", 0)),
+        ({"desired": "stopped"}, process(config=QUICK, stopping_for_s=10.1), Outcome("stopping", 0, "kill")),
+        ({"desired": "stopped"}, process(config=SLOW, stopping_for_s=64.9), Outcome("stopping", 0)),
+        # with another config
+        ({"config": QUICK}, process(config=QUICK), Outcome("running", 1)),
+        ({"config": QUICK}, process(config={}), Outcome("stopping", 0, "stop")),
+        ({"config": QUICK}, process(config=SLOW, stopping_for_s=64.9), Outcome("stopping", 0)),
+        ({"config": QUICK}, process(config={}, state="starting"), Outcome("stopping", 0, "stop")),
+        ({"config": QUICK, "desired": "paused"}, process(config={}), Outcome("stopping", 0, "stop")),
+        ({"config": QUICK, "desired": "killed"}, process(config={}), Outcome("stopping", 0, "kill")),
+        ({"config": QUICK}, process(config={}, stopping_for_s=1.0, exit_code=0), Outcome("starting", 0, "forget")),
+        ({"config": QUICK}, process(config={}, exit_code=UNWATCHED), Outcome("starting", 0, "forget")),
+        ({"config": QUICK, "desired": "stopped"}, None, Outcome("stopped", 1)),
+        # whose config nobody knows
+        ({"config": QUICK}, process(config=None), Outcome("running", 1)),
         # a start while it drains
         ({}, process(stopping_for_s=1.0), Outcome("stopping", 0)),
         ({}, process(stopping_for_s=DRAIN_S + KILL_AFTER_S + 1), Outcome("stopping", 0, "kill")),
@@ -112,6 +138,27 @@ def test_a_start_that_came_too_late_is_refused_with_a_reason(desired: str) -> No
     assert "too late" in (outcome.error or "")
     refused = row(state="failed", observed_generation=1, error=outcome.error)
     assert reconcile(refused, None, NOW + timedelta(days=1)) == outcome
+
+
+@pytest.mark.parametrize(("seconds", "action"), [(0.0, "start"), (GONE_S - 1, "start"), (GONE_S, None)])
+def test_r11_a_restart_is_not_too_late_however_long_the_drain_took(seconds: float, action: str | None) -> None:
+    there = process(config=SLOW, stopping_for_s=60.0, exit_code=0)
+    draining = row(config=QUICK, start_deadline=EARLIER, state="stopping", heartbeat_at=NOW)
+    gone = reconcile(draining, there, NOW)
+    assert (gone.state, gone.action, gone.observed_generation) == ("starting", "forget", 0)
+    begun = replace(draining, state=gone.state, heartbeat_at=NOW - timedelta(seconds=seconds))
+    assert reconcile(begun, None, NOW).action == action
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "running", "stopping"])
+def test_r11_only_what_is_starting_already_may_start_late(state: str) -> None:
+    outcome = reconcile(row(state=state, start_deadline=EARLIER, heartbeat_at=NOW), None, NOW)
+    assert (outcome.state, outcome.action) == ("failed", None)
+
+
+def test_r11_a_bot_that_crashed_since_is_started_again_whatever_the_deadline_of_its_start() -> None:
+    failed = row(state="failed", observed_generation=1, attempts=1, next_retry_at=EARLIER, start_deadline=EARLIER)
+    assert reconcile(failed, None, NOW) == Outcome("starting", 1, "start", attempts=1)
 
 
 def test_a_crash_is_a_failure_that_is_tried_again_after_a_pause_that_doubles() -> None:
@@ -145,6 +192,25 @@ def test_after_five_crashes_in_a_row_only_a_person_starts_it_again() -> None:
     given_up = row(state="failed", observed_generation=1, attempts=MAX_ATTEMPTS, error=outcome.error)
     assert reconcile(given_up, None, NOW + timedelta(days=365)).action is None
     assert reconcile(replace(given_up, generation=2), None, NOW) == Outcome("starting", 1, "start", attempts=0)
+
+
+@pytest.mark.parametrize("desired", ["running", "paused"])
+def test_r12_a_breaker_stays_open_until_somebody_asks_again_and_the_count_begins_anew(desired: str) -> None:
+    broken = row(desired=desired, observed_generation=1, state="starting", attempts=MAX_ATTEMPTS - 1)
+    opened = reconcile(broken, process(state="starting", exit_code=1), NOW)
+    assert (opened.attempts, opened.next_retry_at, opened.observed_generation) == (MAX_ATTEMPTS, None, 1)
+    given_up = replace(broken, state="failed", attempts=opened.attempts, error=opened.error)
+    assert reconcile(given_up, None, NOW + timedelta(days=1)).action is None
+    again = replace(given_up, generation=2)
+    assert reconcile(again, None, NOW) == Outcome("starting", 1, "start", attempts=0)
+    crash = reconcile(replace(again, state="starting"), process(state="starting", exit_code=1), NOW)
+    assert (crash.attempts, crash.observed_generation) == (1, 2)
+    assert crash.next_retry_at
+
+
+def test_r12_a_new_config_of_a_bot_that_was_given_up_starts_it() -> None:
+    given_up = row(state="failed", generation=2, observed_generation=1, attempts=MAX_ATTEMPTS, config=QUICK)
+    assert reconcile(given_up, None, NOW).action == "start"
 
 
 def test_what_a_bot_refuses_is_not_tried_again() -> None:
@@ -189,7 +255,9 @@ TIMES = st.none() | st.integers(-600, 600).map(lambda s: NOW + timedelta(seconds
 ERRORS = st.none() | st.just("broken")
 ROWS = st.builds(
     row,
-    desired=st.sampled_from(["running", "paused", "stopped"]),
+    desired=st.sampled_from(["running", "paused", "stopped", "killed"]),
+    config=st.sampled_from([{}, SLOW, QUICK]),
+    heartbeat_at=TIMES,
     generation=st.integers(1, 3),
     observed_generation=st.integers(0, 3),
     start_deadline=TIMES,
@@ -202,8 +270,9 @@ PROCESSES = st.builds(
     process,
     state=st.sampled_from(["starting", "running", "paused", "stopping"]),
     commanded=st.integers(0, 3),
+    config=st.sampled_from([None, {}, SLOW, QUICK]),
     uptime_s=st.floats(0, 1000),
-    stopping_for_s=st.none() | st.floats(0, 60),
+    stopping_for_s=st.none() | st.floats(0, 100),
     exit_code=st.none() | st.sampled_from([0, 1, REFUSED, UNWATCHED, TAKEN, -9]),
     error=ERRORS,
 )
@@ -219,12 +288,64 @@ def test_an_action_fits_what_is_there(desired: Row, there: Process | None) -> No
     else:
         assert outcome.action == "forget"
     assert desired.observed_generation <= outcome.observed_generation <= desired.generation
-    if desired.desired == "stopped":
+    if desired.desired in AT_REST:
         assert outcome.action not in ("start", "pause", "resume")
 
 
-@given(ROWS.map(lambda r: replace(r, desired="stopped")), st.none() | PROCESSES)
-def test_a_stop_never_expires(desired: Row, there: Process | None) -> None:
+@given(ROWS, PROCESSES.map(lambda p: replace(p, exit_code=None)))
+def test_what_lives_is_told_only_what_was_asked_for(desired: Row, there: Process) -> None:
+    outcome = reconcile(desired, there, NOW)
+    has_other_config = there.config not in (None, desired.config)
+    has_to_go = desired.desired in AT_REST or has_other_config
+    is_overdue = there.stopping_for_s is not None and there.stopping_for_s > there.drain_s + KILL_AFTER_S
+    assert (outcome.action == "kill") == (
+        desired.desired == "killed" or (is_overdue and outcome.state == "stopping")
+    ), "a kill comes at once, else only after the drain"
+    assert (outcome.action == "stop") == (desired.desired != "killed" and has_to_go and there.stopping_for_s is None), (
+        "told once, and only what has to go"
+    )
+    if outcome.action in ("pause", "resume"):
+        assert {"pause": "paused", "resume": "running"}[outcome.action] == desired.desired
+        assert there.commanded < desired.generation
+    assert outcome == reconcile(desired, there, NOW + timedelta(days=365)), "no deadline concerns what lives"
+
+
+@given(ROWS, st.none() | PROCESSES)
+def test_r2_what_is_said_to_be_done_is_done(desired: Row, there: Process | None) -> None:
+    outcome = reconcile(desired, there, NOW)
+    if outcome.observed_generation == desired.observed_generation:
+        return
+    assert outcome.observed_generation == desired.generation
+    lives = there is not None and there.exit_code is None
+    if desired.desired in AT_REST:
+        assert (outcome.state, lives) == ("stopped", False)
+    elif outcome.state == "failed":
+        assert outcome.error
+        assert not lives
+    else:
+        assert there
+        assert lives
+        assert there.stopping_for_s is None
+        assert there.config in (None, desired.config)
+        assert outcome.state == there.state
+        assert there.state == desired.desired or (there.state == "paused" and there.error)
+
+
+@given(ROWS)
+def test_r11_a_start_that_waited_too_long_never_fires(desired: Row) -> None:
+    new = replace(desired, generation=desired.observed_generation + 1, start_deadline=EARLIER)
+    outcome = reconcile(new, None, NOW)
+    if outcome.action == "start":
+        assert new.state == "starting"
+        assert new.heartbeat_at
+        assert NOW - new.heartbeat_at < timedelta(seconds=GONE_S)
+    elif new.desired not in AT_REST:
+        assert (outcome.state, outcome.next_retry_at) == ("failed", None)
+
+
+@given(ROWS, st.sampled_from(AT_REST), st.none() | PROCESSES)
+def test_r11_a_stop_never_expires(asked: Row, at_rest: Any, there: Process | None) -> None:
+    desired = replace(asked, desired=at_rest)
     outcome = reconcile(desired, there, NOW)
     if there is None or there.exit_code is not None:
         assert outcome.observed_generation == desired.generation
@@ -282,26 +403,39 @@ class World:
     def ask(self, desired: Any) -> None:
         self.row = replace(self.row, desired=desired, generation=self.row.generation + 1)
 
+    def configure(self) -> None:
+        config = QUICK if self.row.config == SLOW else SLOW
+        self.row = replace(self.row, config=config, generation=self.row.generation + 1)
+
     def _act(self, action: str | None) -> None:
         if action == "start":
             assert self.process is None
             state: Any = "paused" if self.row.desired == "paused" else "running"
-            self.process = Process(state, self.row.generation)
+            self.process = Process(state, self.row.generation, config=self.row.config)
         elif action == "forget":
             self.process = None
         elif self.process and action == "stop":
             self.process = replace(self.process, stopping_for_s=0.0, exit_code=0)
+        elif self.process and action == "kill":
+            self.process = replace(self.process, stopping_for_s=0.0, exit_code=-9)
         elif self.process and action in ("pause", "resume"):
             obeyed: Any = "paused" if action == "pause" else "running"
             self.process = replace(self.process, state=obeyed, commanded=self.row.generation)
 
 
-@given(st.lists(st.sampled_from(["running", "paused", "stopped", "crash", "turn"]), max_size=30))
-def test_whatever_happened_the_latest_command_is_carried_out_and_then_nothing_more_is_done(events: list[str]) -> None:
+@given(
+    st.lists(st.sampled_from(["running", "paused", "stopped", "killed", "configure", "crash", "turn"]), max_size=30),
+    st.sampled_from(["running", "paused", "stopped", "killed"]),
+)
+def test_whatever_happened_the_latest_command_is_carried_out_and_then_nothing_more_is_done(
+    events: list[str], last: str
+) -> None:
     world, now = World(row(generation=0, desired="stopped")), NOW
-    for event in [*events, "running"]:
+    for event in [*events, last]:
         if event == "crash":
             world.crash()
+        elif event == "configure":
+            world.configure()
         elif event == "turn":
             world.turn(now)
         else:
@@ -309,5 +443,8 @@ def test_whatever_happened_the_latest_command_is_carried_out_and_then_nothing_mo
     for _ in range(6):
         now += timedelta(seconds=BACKOFF_S[1])
         world.turn(now)
-    assert (world.row.state, world.row.observed_generation) == ("running", world.row.generation)
+    state = "stopped" if last in AT_REST else last
+    assert (world.row.state, world.row.observed_generation) == (state, world.row.generation)
+    assert (world.process is None) == (last in AT_REST)
+    assert world.process is None or world.process.config == world.row.config
     assert world.turn(now).action is None
