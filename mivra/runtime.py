@@ -62,12 +62,15 @@ class Runtime:
         self._closing.callback(self.region.close)
         bind(self.region, self.store)
         self._closing.callback(unbind)
+        # Of its own: however slow the figures are, the bots are looked after.
+        self._control = PostgresStore(database_url, max_connections=3, application="mivra control")
+        self._closing.callback(self._control.close)
         self._coalescer = Coalescer(self.region.announce)
         self.inspector = Inspector(self.region, self.remote, self.store)
         watch = Watch(self.region, self.remote)
         watch.start()
         self._closing.callback(watch.stop)
-        self.board = BotBoard(self.store, on_change=lambda: self.changes.publish("bots"))
+        self.board = BotBoard(self._control, on_change=lambda: self.changes.publish("bots"))
         self._board_due, self._status_changed = 0.0, False
         self._pulse = Pulse(self._beat)
         self._pulse.start()
@@ -84,7 +87,7 @@ class Runtime:
     def _start_listener(self, settings: Settings) -> Listener | None:
         if not settings.listener:
             return None
-        listener = Listener(self.store, settings.home, environ_of(settings), on_report=self._on_report)
+        listener = Listener(self._control, settings.home, environ_of(settings), on_report=self._on_report)
         listener.start()
         self._closing.callback(listener.stop)
         return listener
@@ -110,7 +113,7 @@ class Runtime:
             self._on_event(event)
 
     def _ping(self, channel: str) -> None:
-        self.store.call("ping_signals", channel=channel)
+        self._control.call("ping_signals", channel=channel)
 
     def _beat(self) -> float:
         # Taken back before the tables are read: what is told meanwhile is read again.

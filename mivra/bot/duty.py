@@ -37,6 +37,7 @@ class Duty:
         self._reason: str | None = None
         self._told: tuple[State | None, str | None] = (None, None)
         self._watched = True
+        self._term = 0
         self._stop_at = math.inf
 
     def run(self, messages: list[dict[str, Any]]) -> bool:
@@ -91,6 +92,7 @@ class Duty:
         self._tell()
 
     def _obey(self, messages: list[dict[str, Any]]) -> None:
+        messages = [message for message in messages if self._is_current(message)]
         self._gate.hear(messages)
         for message in messages:
             match message.get("type"):
@@ -100,6 +102,12 @@ class Duty:
                     self._resume()
                 case "stop":
                     self._stop(_seconds(message.get("deadline_s")))
+
+    def _is_current(self, message: dict[str, Any]) -> bool:
+        """Whether no later executor has spoken: one that slept and wakes may not know yet that its term is over."""
+        term = message.get("term", self._term)
+        self._term = max(self._term, term)
+        return bool(term == self._term)
 
     def _become(self, state: State, reason: str | None = None) -> None:
         self._state, self._reason = state, reason

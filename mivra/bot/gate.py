@@ -17,23 +17,22 @@ class Gate:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._hold: str | None = None
-        self._looked_at = self._heard_at = monotonic()
+        self._began_at = monotonic()
         self._said_at = -math.inf
 
     def hear(self, messages: Iterable[Mapping[str, Any]]) -> None:
         """Take what came since the last time; to be called after every look into the pipe."""
-        looked_at, self._looked_at = self._looked_at, self._monotonic()
         for message in messages:
-            if message.get("type") == "watch":
-                self._heard_at = self._looked_at
-                # It may have been in the pipe since the last look, and a stopped process does not look.
-                self._said_at = looked_at
+            # It was true when the database was asked, however late it comes; an older one is a former executor's.
+            at = message.get("at")
+            if message.get("type") == "watch" and isinstance(at, int | float) and at >= self._said_at:
+                self._said_at = at
                 hold = message.get("hold")
                 self._hold = None if hold is None else str(hold)
 
     def silence(self) -> float:
-        """Seconds since the executor's last word was read."""
-        return self._monotonic() - self._heard_at
+        """Seconds since the executor's last word was true."""
+        return self._monotonic() - max(self._said_at, self._began_at)
 
     def hold(self) -> str | None:
         """Why no order may go out; None when it may."""

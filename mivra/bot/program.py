@@ -64,7 +64,7 @@ class Program(Duty):
         self._tally = Tally()
         self._open: set[str] = set()
         self._earlier: set[str] = set()
-        """Left open by earlier processes: not counted here."""
+        """Left open by earlier processes: open still, not counted here."""
         self._settled: deque[str] = deque(maxlen=REMEMBERED)
         self._newest: dict[str, dict[str, Any]] = {}
         self._next_read = self._next_pass = -math.inf
@@ -96,7 +96,8 @@ class Program(Duty):
             self._hear_executor(now + TICK_S, self._child.output)
 
     def _look(self) -> None:
-        self._earlier |= {trade.external_id for trade in self._recorder.take_left_open()}
+        left_open = {trade.external_id for trade in self._recorder.take_left_open()}
+        self._earlier |= left_open.difference(self._settled)
         self._heed_gate()
         if self._is_heard() and self._monotonic() >= self._next_read:
             self._hear()
@@ -182,10 +183,12 @@ class Program(Duty):
         if is_new:
             self._tally.trades += 1
             self._open.add(name)
-        if trade.status == "closed" and name in self._open:
-            self._open.remove(name)
+        if trade.status == "closed" and name not in self._settled:
             self._settled.append(name)
-            self._tally.count(trade)
+            self._earlier.discard(name)
+            if name in self._open:
+                self._open.remove(name)
+                self._tally.count(trade)
         return is_new
 
     def _pass_on(self) -> None:
@@ -194,8 +197,10 @@ class Program(Duty):
         self._next_pass = self._monotonic() + PASS_ON_S
         for kind, values in self._newest.items():
             if kind == "beat":
-                figures = self._tally.progress(self._recorder, len(self._open), self._hold)
-                self._channel.beat(**{**values, **figures, "state": self._state})
+                open_now = len(self._open | self._earlier)
+                figures = {"state": self._state, **self._tally.progress(self._recorder, open_now, self._hold)}
+                # Ours first: so many of its own are shown as there is room for.
+                self._channel.beat(**{**figures, **values, **figures})
             else:
                 log.error("%s", values["message"])
                 self._channel.send(kind, **values)

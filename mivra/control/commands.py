@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -85,15 +86,25 @@ def request_bot(
     )
 
 
-def request_bots(store: Store, bots: Sequence[str] | None, desired: Desired, order: Order) -> list[Command]:
-    """The same of many, all or none; None means every bot that is not at rest. Raises as request_bot."""
-    rows = store.call("request_bots", bots=None if bots is None else list(bots), desired=desired, **order.names())
+def request_bots(
+    store: Store, bots: Sequence[str] | Mapping[str, int] | None, desired: Desired, order: Order
+) -> list[Command]:
+    """The same of many, all or none; None means every bot that is not at rest. Raises as request_bot.
+
+    A mapping holds the expected generation of each.
+    """
+    named = dict(bots) if isinstance(bots, Mapping) else None if bots is None else list(bots)
+    rows = store.call("request_bots", bots=named, desired=desired, **order.names())
     return [_command(row) for row in rows]
 
 
-def set_kill_switch(store: Store, order: Order, *, engaged: bool) -> None:
-    """Keep every bot from placing orders, or let them again; InvalidData for a reset without a reason."""
-    store.call("set_kill_switch", engaged=engaged, actor=order.actor, reason=order.reason, source=order.source)
+def set_kill_switch(store: Store, order: Order, *, engaged: bool, expected: datetime | None = None) -> None:
+    """Keep every bot from placing orders, or let them again; InvalidData for a reset without a reason.
+
+    Conflict when it was changed since the expected change: nobody resets what they have not seen.
+    """
+    names = {"actor": order.actor, "reason": order.reason, "source": order.source}
+    store.call("set_kill_switch", engaged=engaged, expected=expected, **names)
 
 
 def create_bot(store: Store, bot_id: str, name: str, config: dict[str, Any], owner: UUID | None = None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import selectors
 import signal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 from mivra.control.forking import ForkServer
 from mivra.control.pipes import Pipes
 from mivra.control.reconcile import Row
-from mivra.control.running import REPORTED_STATES, Running, lock_holder, started_config
+from mivra.control.running import REPORTED_STATES, Running, lock_holder
 from mivra.control.usage import Meter
 
 log = logging.getLogger(__name__)
@@ -38,6 +37,9 @@ class Executor:
         self._meter, self._measured_at = Meter(), 0.0
         self.hold: str | None = None
         """Why no bot may place an order; told to each with every word that its executor lives."""
+        self.hold_at = 0.0
+        """When that was asked (mivra.bot.channel.clock)."""
+        self.term = 0
 
     def processes(self) -> dict[str, Running]:
         return self._running
@@ -49,7 +51,8 @@ class Executor:
         if pid is None:
             return
         with suppress(OSError):
-            running = Running(folder, Pipes(folder), started_config(folder), is_orphan=True)
+            config = row.running_config if row.pid == pid else None
+            running = Running(folder, Pipes(folder), config, is_orphan=True)
             running.error, running.commanded = row.error, row.observed_generation
             running.born(pid)
             if row.state in REPORTED_STATES:
@@ -65,7 +68,6 @@ class Executor:
         """
         folder = self._folder(row.bot_id)
         running = Running(folder, Pipes.make(folder), row.config, commanded=row.generation)
-        (folder / "config.json").write_text(json.dumps(row.config))
         self._watch(row.bot_id, running)
         try:
             self._send_start(row, running, until)
@@ -79,9 +81,9 @@ class Executor:
         running = self._running[bot_id]
         if action == "stop":
             running.commanded, running.stop_sent_at = generation, time.monotonic()
-            if not running.pipes.send({"type": "stop", "deadline_s": running.view().drain_s}):
+            if not self._tell(running, "stop", deadline_s=running.view().drain_s):
                 running.signal(signal.SIGTERM)
-        elif running.pipes.send({"type": action}):
+        elif self._tell(running, action):
             running.commanded, running.error = generation, None
 
     def kill(self, bot_id: str) -> None:
@@ -104,6 +106,7 @@ class Executor:
             running.read_log()
             if running.is_orphan and running.exit_code is None and not running.is_alive():
                 running.hear()
+                running.end_group()
                 running.exit_code, running.error = 1, running.error or "The bot's process is gone"
         self._measure()
         if self._server.is_dead() or any(_is_stuck(running) for running in self._running.values()):
@@ -112,8 +115,10 @@ class Executor:
     def wait(self, also: int, timeout_s: float) -> bool:
         """Wait for messages or for the other descriptor; whether a bot changed its state."""
         self._selector.register(also, selectors.EVENT_READ)
-        ready = self._selector.select(timeout_s)
-        self._selector.unregister(also)
+        try:
+            ready = self._selector.select(timeout_s)
+        finally:
+            self._selector.unregister(also)
         changed = False
         for key, _ in ready:
             if key.fileobj is self._server:
@@ -129,8 +134,12 @@ class Executor:
         self._selector.close()
         self._server.close()
 
+    def _tell(self, running: Running, what: str, **values: object) -> bool:
+        """Whether its pipe took the line whole; the bot heeds none of an earlier term."""
+        return running.pipes.send({"type": what, "term": self.term, **values})
+
     def _say_watched(self, running: Running) -> None:
-        running.pipes.send({"type": "watch", "hold": self.hold})
+        self._tell(running, "watch", hold=self.hold, at=self.hold_at)
 
     def _measure(self) -> None:
         if time.monotonic() < self._measured_at + USAGE_S:
@@ -161,7 +170,7 @@ class Executor:
         # Read together with the start: not one trade comes in between.
         self._say_watched(running)
         if row.desired == "paused":
-            running.pipes.send({"type": "pause"})
+            self._tell(running, "pause")
 
     def _replace_server(self) -> None:
         log.warning("The fork server ended or is stuck; a new one is started")

@@ -49,12 +49,13 @@ class Lease:
         self._lock = os.open(self._path(self.holder), os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._other: str | None = None
+        self.asked_at = 0.0
         self.trusted_until = 0.0
         """Moment of mivra.bot.channel.clock until which nobody else can act."""
 
     def claim(self) -> Claim:
         """Take, renew or only read; StoreError when it is not known who acts."""
-        asked_at = clock()
+        self.asked_at = asked_at = clock()
         dead = self._other if self._other and self._is_dead(self._other) else None
         answer = one(self._store.call("claim_bots", holder=self.holder, ttl_seconds=LEASE_S, dead=dead))
         claim = msgspec.convert(answer, Claim)

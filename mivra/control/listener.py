@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from mivra.bot.channel import clock
 from mivra.control.executor import Executor
 from mivra.control.lease import Lease
 from mivra.control.reconcile import KILL_AFTER_S, Outcome, Row, crashed, reconcile
@@ -64,9 +65,10 @@ class Listener:
         self._swept_at: float | None = None
         self._sweep_due = 0.0
         self._starts_left = 0
+        self._acting_since = 0.0
         self._rows: dict[str, Row] = {}
         self._reported: dict[str, dict[str, Any]] = {}
-        self._clock_offset = timedelta()
+        self._now = datetime.min.replace(tzinfo=UTC)
         self._error: str | None = None
 
     def start(self) -> None:
@@ -101,7 +103,7 @@ class Listener:
         while not self._stopping.is_set():
             try:
                 self.turn(executor)
-                self._error, pause = None, RETRY_S[0]
+                pause = RETRY_S[0]
             except StoreError as error:
                 self._error = str(error)
                 log.warning("The listener cannot reach the database: %s", error)
@@ -134,14 +136,14 @@ class Listener:
         claim = self._lease.claim()
         if (self._acting, self._term) != (claim.acting, claim.term):
             self._change_term(executor, claim.acting, claim.term)
-        self._acting_holder, self._swept_at = claim.acting_holder, time.monotonic()
+        self._acting_holder, self._swept_at, self._error = claim.acting_holder, time.monotonic(), None
         # Who waits for the lease looks again when it is over.
         self._sweep_due = self._swept_at + (SWEEP_S if claim.acting else min(SWEEP_S, max(claim.lease_left, 0.0)))
         if not self._acting:
             return
-        self._clock_offset = claim.now - datetime.now(claim.now.tzinfo)
+        self._now = claim.now
         self._rows = {row.bot_id: row for row in claim.bots}
-        executor.hold = claim.hold
+        executor.hold, executor.hold_at, executor.term = claim.hold, self._lease.asked_at, claim.term
         executor.keep_watching()
         self._stop_the_deleted(executor)
 
@@ -158,7 +160,7 @@ class Listener:
 
     def _change_term(self, executor: Executor, acting: bool, term: int) -> None:
         log.info("Listener %s, term %s: %s", self._lease.holder, term, "acting" if acting else "standing by")
-        self._acting, self._term = acting, term
+        self._acting, self._term, self._acting_since = acting, term, clock()
         self._rows, self._reported = {}, {}
         # What ran under another term may have been adopted or restarted by somebody else: look at the table again.
         for bot_id in list(executor.processes()):
@@ -169,17 +171,26 @@ class Listener:
             # A lease that may be somebody else's by now is not acted upon.
             self._change_term(executor, acting=False, term=self._term)
             return
-        now = datetime.now().astimezone() + self._clock_offset
+        # The database's, whatever this machine's clock says.
+        now = self._now + timedelta(seconds=clock() - self._lease.asked_at)
         self._starts_left = STARTS_A_TURN
-        reports = [report for row in list(self._rows.values()) if (report := self._reconcile(executor, row, now))]
+        reports = [report for row in list(self._rows.values()) if (report := self._safely(executor, row, now))]
         if reports:
             self._write(executor, reports)
+
+    def _safely(self, executor: Executor, row: Row, now: datetime) -> dict[str, Any] | None:
+        try:
+            return self._reconcile(executor, row, now)
+        except Exception as error:  # One bot's fault is not the others'.
+            self._error = f"Bot {row.bot_id}: {type(error).__name__}: {error}"
+            log.exception("Bot %s could not be looked after", row.bot_id)
+            return None
 
     def _reconcile(self, executor: Executor, row: Row, now: datetime) -> dict[str, Any] | None:
         if row.bot_id not in executor.processes():
             executor.adopt(row)
         running = executor.processes().get(row.bot_id)
-        if running is None and is_elsewhere(row, now):
+        if running is None and is_elsewhere(row, now, clock() - self._acting_since):
             return None
         wanted = reconcile(row, running.view() if running else None, now)
         if wanted.action == "start" and not self._starts_left:

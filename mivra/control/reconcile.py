@@ -57,6 +57,8 @@ class Row:
     attempts: int
     next_retry_at: datetime | None
     error: str | None
+    running_config: dict[str, Any] | None = None
+    """What its process was started with."""
 
 
 @dataclass(frozen=True, slots=True)

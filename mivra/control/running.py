@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import math
 import os
 import shutil
+import signal
 import socket
 import time
 from contextlib import suppress
@@ -92,6 +92,13 @@ class Running:
         if self.pid and self.is_alive():
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
+
+    def end_group(self) -> None:
+        """End what it started and left behind; the group keeps its number from everybody else."""
+        # Its own zombie, or nobody: a number that is somebody else's by now is left alone.
+        if self.pid and (not psutil.pid_exists(self.pid) or (self.process and self.process.is_running())):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def uptime_s(self) -> float:
         return time.monotonic() - self.started_at
@@ -178,14 +185,6 @@ def last_lines(path: Path, size: int) -> list[str]:
     return [printable(line) for line in lines[-SHOWN_LINES:]]
 
 
-def started_config(folder: Path) -> dict[str, Any] | None:
-    """What the process in a folder was started with, whoever started it."""
-    with suppress(OSError, ValueError):
-        found = json.loads((folder / "config.json").read_text())
-        return found if isinstance(found, dict) else None
-    return None
-
-
 def lock_holder(folder: Path) -> int | None:
     """The pid of the process that holds a bot's lock, if one does: the proof that the bot runs on this machine."""
     with suppress(OSError, ValueError), (folder / "lock").open() as file:
@@ -196,12 +195,15 @@ def lock_holder(folder: Path) -> int | None:
     return None
 
 
-def is_elsewhere(row: Row, now: datetime) -> bool:
+def is_elsewhere(row: Row, now: datetime, acting_s: float) -> bool:
     """Whether a bot that is out of reach may still run: on another machine, or here under another home."""
     if row.host == HOST and row.pid:
         # Also one that hangs: it may go on at any time.
         return _is_alive(row.pid, float(row.pid_started or 0))
-    return row.host is not None and row.heartbeat_at is not None and now - row.heartbeat_at <= timedelta(seconds=GONE_S)
+    if row.host is None or row.heartbeat_at is None:
+        return False
+    # One that hung was silent before its executor was: it is watched until that one's lease is over.
+    return now - row.heartbeat_at <= timedelta(seconds=GONE_S) or (row.pid is not None and acting_s <= GONE_S)
 
 
 def report_of(row: Row, outcome: Outcome, running: Running | None, last: Running | None) -> dict[str, Any]:

@@ -50,9 +50,9 @@ class Patience:
             time.sleep(LOOK_S)
             now = time.monotonic()
             with self._lock:
-                for due, connection in self._owed.values():
-                    if now > due:
-                        _hang_up(connection)
+                late = [connection for due, connection in self._owed.values() if now > due]
+                for connection in late:
+                    _hang_up(connection)
 
 
 def _hang_up(connection: psycopg.Connection[Any]) -> None:

@@ -52,10 +52,18 @@ def consequence(desired: Desired, bots: Sequence[Bot], others: int = 0) -> str:
     names = [f"**{fmt.plain(bot.name)}**" for bot in bots[:NAMED]]
     names += [f"{len(bots) - NAMED:,} more"] if len(bots) > NAMED else []
     what = CONSEQUENCES[desired].format(drain=max(map(drain_s, bots), default=DRAIN_S), more=KILL_AFTER_S)
-    open_now = sum(int(fmt.decimal(bot.progress.get("open")) or 0) for bot in bots if bot.pid)
-    now = "" if desired == "running" else f" Open now: {open_now:,} {'trade' if open_now == 1 else 'trades'}."
+    now = "" if desired == "running" else f" Open now: {_open_now(bots)}."
     left = f"\n\nLeft alone, as their state does not allow it: {_count(others)}." if others else ""
     return f"{', '.join(names) or 'No bot'}.\n\n{what}{now}{left}"
+
+
+def _open_now(bots: Sequence[Bot]) -> str:
+    """How many trades, of which some bots may not have told."""
+    told = [fmt.decimal(bot.progress.get("open")) for bot in bots if bot.pid and bot.state != "unknown"]
+    if None in told or any(bot.state == "unknown" for bot in bots):
+        return "not known"
+    open_now = int(sum(number for number in told if number))
+    return f"{open_now:,} {'trade' if open_now == 1 else 'trades'}"
 
 
 def command(bots: Sequence[Bot] | None, desired: Desired, order: Order) -> int:
@@ -65,8 +73,9 @@ def command(bots: Sequence[Bot] | None, desired: Desired, order: Order) -> int:
         request_bot(here.store, bots[0].bot_id, desired, order, expected_generation=bots[0].generation)
         asked = 1
     else:
-        # A kill is not held up by somebody who was faster.
-        names = None if bots is None else [bot.bot_id for bot in bots]
+        # A stop or a kill is not held up by somebody who was faster.
+        seen = None if bots is None else {bot.bot_id: bot.generation for bot in bots}
+        names = list(seen) if seen is not None and desired in ("stopped", "killed") else seen
         asked = len(request_bots(here.store, names, desired, order))
     here.board.refresh()
     return asked

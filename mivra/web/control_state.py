@@ -42,7 +42,7 @@ def problems(listener: ListenerState | None, signals: SignalsState) -> list[str]
     if signals.deaf:
         found.append("The notifications are deaf: what is sent does not come back. Changes are looked for instead.")
     late = listener and listener.sweep_age_s is not None and listener.sweep_age_s > SWEEP_LATE_S
-    if listener and (late or (listener.error and listener.acting_holder is None)):
+    if listener and (late or listener.error):
         why = f" {fmt.sentence(listener.error)}" if listener.error else ""
         found.append(f"No listener is known to act: commands wait until one does.{why}")
     return found

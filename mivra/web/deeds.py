@@ -109,7 +109,7 @@ def _forget() -> None:
 def refusal(error: MivraError) -> str:
     """Why it was not done."""
     if isinstance(error, StoreUnavailable):
-        return "Not done: the database cannot be reached, and what cannot be written to the audit log is not done."
+        return "Not confirmed: the database did not answer. Look at the state; asking again here does it once at most."
     return f"Not done. {fmt.sentence(str(error))}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import partial
 from typing import Final
 
@@ -27,7 +28,7 @@ def engage() -> Deed:
 def reset() -> Deed:
     """Back to trading."""
     what = "Every running bot may place orders again, at once. Is what led to it over?"
-    do = partial(_set, False)
+    do = partial(_set, False, expected=runtime.current().board.kill_switch.changed_at)
     return Deed("Reset kill switch", ":material/lock_open:", what, do, needs_reason=True)
 
 
@@ -43,8 +44,8 @@ def notice(switch: KillSwitch) -> None:
         deeds.button(reset(), "Reset")
 
 
-def _set(engaged: bool, said: Said) -> str:
+def _set(engaged: bool, said: Said, expected: datetime | None = None) -> str:
     here = runtime.current()
-    set_kill_switch(here.store, said.order(), engaged=engaged)
+    set_kill_switch(here.store, said.order(), engaged=engaged, expected=expected)
     here.board.refresh()
     return "The kill switch is on." if engaged else "The kill switch is off."

@@ -319,7 +319,7 @@ def test_without_the_database_a_deed_is_refused_in_a_sentence(page: Page, databa
         button = dialog.get_by_role("button", name="Delete keys")
         expect(button).to_be_enabled()
         button.click()
-        sentence = dialog.get_by_text("Not done: the database cannot be reached, and what cannot be written")
+        sentence = dialog.get_by_text("Not confirmed: the database did not answer.")
         expect(sentence).to_be_visible(timeout=WAIT_MS)
         dialog.get_by_role("button", name="Cancel").click()
         expect(dialog).to_have_count(0)

@@ -23,6 +23,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
+from mivra.bot.channel import clock
 from mivra.bot.duty import FLUSH_S, STOP_S
 from mivra.bot.market import SyntheticFeed, open_feed
 from mivra.bot.trade import Trade
@@ -73,7 +74,7 @@ class Bot:
     def switch(self, hold: str | None) -> None:
         """The kill switch, for a reason or for none."""
         self.hold = hold
-        self.send("watch", hold=hold)
+        self.send("watch", hold=hold, at=clock())
 
     def send(self, kind: str, **values: Any) -> None:
         os.write(self._to_bot, json.dumps({"type": kind, **values}).encode() + b"\n")
@@ -113,7 +114,7 @@ class Bot:
     def _watch(self) -> None:
         while not self._over.wait(0.5):
             if self.watched.is_set():
-                self.send("watch", hold=self.hold)
+                self.send("watch", hold=self.hold, at=clock())
 
     def _listen(self) -> None:
         data = b""
@@ -265,8 +266,9 @@ def test_a_second_process_of_one_bot_is_refused_before_it_trades(bot: Starter, t
     wait_until(lambda: first.state() == "running")
     second = bot().start()
     assert second.ended() == 4
-    assert "Another process runs this bot" in second.said("error")[0]["message"]
-    assert second.said("state") == []
+    assert "Another process runs this bot" in second.logged()
+    # The pipe is the other's.
+    assert second.lines == []
     assert first.process.poll() is None
 
 
@@ -418,7 +420,7 @@ def test_a_bot_that_starts_under_the_kill_switch_opens_nothing(bot: Starter, tra
     running = bot()
     wait_until((running.folder / "lock").exists)
     lines = {
-        "switch": {"hold": "The kill switch is on: news", "type": "watch"},
+        "switch": {"hold": "The kill switch is on: news", "type": "watch", "at": clock()},
         "start": {"type": "start", "bot_id": "bot-1", "user_id": USER, "generation": 1, "config": CONFIG},
     }
     running.hold = "The kill switch is on: news"

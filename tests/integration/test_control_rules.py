@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from mivra.control.commands import Order, bot_history, request_bot, request_bots, set_kill_switch
 from mivra.control.listener import Listener
+from mivra.control.reconcile import Row
 from mivra.control.running import lock_holder
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, InvalidData
@@ -390,3 +392,117 @@ def test_a_program_of_ones_own_is_started_observed_paused_and_stopped_as_a_bot(
     world.ask("stopped")
     assert world.reach("stopped").pid is None
     assert world.sql("select count(*) from trade_history where status = 'open'") == [(0,)]
+
+
+def test_a_reset_of_a_kill_switch_that_somebody_has_set_anew_is_refused(world: World) -> None:
+    def state() -> Any:
+        return world.store.call("kill_switch_state")[0]
+
+    set_kill_switch(world.store, Order("ana", "first"), engaged=True)
+    seen = state()["changed_at"]
+    set_kill_switch(world.store, Order("ben", "over"), engaged=False, expected=seen)
+    set_kill_switch(world.store, Order("eva", "second"), engaged=True)
+    with pytest.raises(Conflict, match="set by eva"):
+        set_kill_switch(world.store, Order("ana", "over"), engaged=False, expected=seen)
+    assert (state()["engaged"], state()["reason"]) == (True, "second")
+
+
+def test_a_kill_switch_that_is_not_there_holds_and_a_console_resets_it_with_a_reason_only(world: World) -> None:
+    def hold() -> str | None:
+        return str(world.store.call("claim_bots", holder="me", ttl_seconds=30.0)[0]["hold"])
+
+    world.sql("update kill_switch set engaged = true, reason = 'news'")
+    assert hold() == "The kill switch is on: news"
+    with pytest.raises(psycopg.Error, match="needs a reason"):
+        world.sql("update kill_switch set engaged = false")
+    for statement in ("delete from kill_switch", "truncate kill_switch"):
+        with pytest.raises(psycopg.Error, match="cannot be removed"):
+            world.sql(statement)
+    world.sql("alter table kill_switch disable trigger user; delete from kill_switch")
+    assert "not known" in hold()
+    assert world.store.call("kill_switch_state")[0]["engaged"]
+
+
+def test_many_bots_are_not_overwritten_blindly(world: World) -> None:
+    world.add("yen")
+    world.ask("stopped", "yen", reason="incident")
+    with pytest.raises(Conflict, match="changed by tester"):
+        request_bots(world.store, {BOT: 0, "yen": 0}, "running", Order("ana"))
+    assert (world.bot().generation, world.bot("yen").desired) == (0, "stopped")
+    assert [
+        command.generation for command in request_bots(world.store, {BOT: 0, "yen": 1}, "running", Order("ana"))
+    ] == [1, 2]
+
+
+def test_stop_all_does_not_give_time_to_who_is_to_be_killed(world: World) -> None:
+    world.add("yen")
+    world.ask("running")
+    world.ask("killed", "yen")
+    assert [command.bot_id for command in request_bots(world.store, None, "stopped", Order("ana"))] == [BOT]
+    assert world.bot("yen").desired == "killed"
+
+
+def test_one_request_id_is_one_command(world: World) -> None:
+    request_id = uuid.uuid4()
+    world.ask("running", request_id=request_id)
+    with pytest.raises(Conflict, match="was another command"):
+        world.ask("killed", request_id=request_id)
+
+
+def test_a_new_config_while_nobody_listens_does_not_keep_a_running_bot_from_coming_back(world: World) -> None:
+    first = world.listen()
+    world.run()
+    first.stop()
+    request_bot(world.store, BOT, None, Order("ana"), config={**CONFIG, "amount": "30"})
+    assert world.sql("select start_deadline from bot_control") == [(None,)]
+    world.listen()
+    assert world.reach("running").running_config == {**CONFIG, "amount": "30"}
+
+
+@pytest.mark.parametrize("statement", ["truncate bot_control cascade", "delete from bot_status", "truncate bot_status"])
+def test_no_bot_disappears_without_a_trace(world: World, statement: str) -> None:
+    with pytest.raises(psycopg.Error, match=r"one by one|goes with its bot"):
+        world.sql(statement)
+    world.sql("delete from bot_control")
+    assert bot_history(world.store)[0]["action"] == "deleted"
+
+
+def test_a_fault_with_one_bot_is_said_and_is_not_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = world.listen()
+    world.add("yen")
+    reconcile = listener._reconcile
+
+    def faulty(executor: Any, row: Row, now: Any) -> Any:
+        if row.bot_id == "yen":
+            raise ValueError("nobody thought of this")
+        return reconcile(executor, row, now)
+
+    monkeypatch.setattr(listener, "_reconcile", faulty)
+    world.ask("running", "yen")
+    world.run()
+    wait_until(lambda: listener.state().error == "Bot yen: ValueError: nobody thought of this")
+    world.ask("killed")
+    assert world.reach("stopped").pid is None
+
+
+def test_what_an_adopted_bot_started_ends_with_it(world: World, tmp_path: Path) -> None:
+    script = tmp_path / "bot.sh"
+    beat = """printf '{"type":"beat","loops":1}\\n'"""
+    script.write_text(f"sleep 600 &\n{beat}\nwhile sleep 1; do {beat}; done\n")
+    first = world.listen(MIVRA_BOT_COMMAND=f"sh {script}")
+    bot = world.run()
+    first.stop()
+    world.listen(MIVRA_BOT_COMMAND=f"sh {script}")
+    world.ask("stopped")
+    world.reach("stopped")
+    wait_until(lambda: not living(bot.pid))
+
+
+def living(group: int | None) -> list[psutil.Process]:
+    """Processes of a group that are not only waited for."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

@@ -26,7 +26,7 @@ from mivra.errors import BrokerError
 from tests.unit.test_bot_broker import ORDER
 
 NOW = 1_800_000_000.0
-WATCH = {"type": "watch", "hold": None}
+WATCH = {"type": "watch", "hold": None, "at": 0.0}
 NEVER = math.inf
 BEYOND_S = 3_600.0
 
@@ -91,9 +91,12 @@ class Stage:
             message = what if isinstance(what, dict) else {"type": what}
             if message.get("type") in ("watch", "silence"):
                 self._word = message
-            return [message]
+            return [self._said_now(message)]
         self.time = until
-        return [self._word] if self.time < self._watched_until else []
+        return [self._said_now(self._word)] if self.time < self._watched_until else []
+
+    def _said_now(self, message: dict[str, Any]) -> dict[str, Any]:
+        return {**message, "at": self.time} if message.get("type") == "watch" else message
 
     def send(self, kind: str, **values: Any) -> None:
         self.said.append((self.time, kind, values))
@@ -349,8 +352,8 @@ def test_no_order_is_above_the_cap() -> None:
     assert refusal(Decimal(1000), hold=None, open_trades=0, unwritten=0) is None
 
 
-def hold(reason: str | None) -> dict[str, Any]:
-    return {"type": "watch", "hold": reason}
+def hold(reason: str | None, at: float = 0.0) -> dict[str, Any]:
+    return {"type": "watch", "hold": reason, "at": at}
 
 
 def test_nothing_is_opened_while_the_kill_switch_is_on_and_what_is_open_settles() -> None:
@@ -396,18 +399,29 @@ def test_a_word_that_waited_while_the_process_was_stopped_does_not_open_the_gate
     gate.hear([hold(None)])
     assert gate.hold() is None
     time = 60.0
-    gate.hear([hold(None)])
+    gate.hear([hold(None, at=1.0)])
     assert gate.hold() == UNKNOWN
-    assert gate.silence() == 0.0
-    time = 61.0
-    gate.hear([hold(None)])
+    assert gate.silence() == 59.0
+    gate.hear([hold(None, at=60.0)])
     assert gate.hold() is None
+
+
+def test_a_word_of_a_former_executor_that_comes_late_does_not_open_the_gate() -> None:
+    gate = Gate(lambda: 3.0)
+    gate.hear([hold("news", at=2.0), hold(None, at=1.0), {"type": "watch", "hold": None}])
+    assert gate.hold() == "news"
+
+
+def test_a_command_of_an_earlier_term_is_not_obeyed() -> None:
+    stage = Stage((10.0, {"type": "pause", "term": 2}), (20.0, {"type": "resume", "term": 1}), (30.0, "stop"))
+    play(stage)
+    assert [state for _, state in stage.states()] == ["running", "paused", "stopping"]
 
 
 def test_whatever_is_not_null_holds() -> None:
     gate = Gate(lambda: 0.0)
     for value in ("", "on", False, 0, {}):
-        gate.hear([{"type": "watch", "hold": value}])
+        gate.hear([{"type": "watch", "hold": value, "at": 0.0}])
         assert gate.hold() is not None
     gate.hear([hold(None)])
     assert gate.hold() is None

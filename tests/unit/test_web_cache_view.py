@@ -163,7 +163,7 @@ def test_a_removal_says_what_it_came_to(keys: int | None, sentence: str) -> None
 
 
 def test_a_refusal_is_a_sentence() -> None:
-    assert "audit log" in deeds.refusal(StoreUnavailable("connection refused"))
+    assert deeds.refusal(StoreUnavailable("connection refused")).startswith("Not confirmed: the database did not")
     assert deeds.refusal(InvalidData("Write a name")) == "Not done. Write a name."
     assert deeds.refusal(CacheError()).startswith("Not done. The figure is not in the cache")
 

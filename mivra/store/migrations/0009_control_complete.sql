@@ -69,7 +69,8 @@ comment on function check_config is 'Raises PT422 with what is wrong and what to
 -- Commands
 
 alter table bot_control drop constraint bot_control_desired_check,
-  add constraint bot_control_desired_check check (desired in ('running', 'paused', 'stopped', 'killed'));
+  add constraint bot_control_desired_check check (desired in ('running', 'paused', 'stopped', 'killed')),
+  add constraint bot_control_start_deadline_check check (start_deadline < '2200-01-01Z');
 -- Config and output say what the process really has and said; people's wishes are in bot_control.
 alter table bot_status add config jsonb, add usage jsonb not null default '{}',
   add output jsonb not null default '[]', add output_at timestamptz;
@@ -81,6 +82,8 @@ drop index bot_audit_request_id_key;
 create unique index bot_audit_request_id_key on bot_audit (request_id, bot_id) where request_id is not null;
 
 create or replace function control_changed() returns trigger language plpgsql as $$
+declare
+  is_told boolean := new.request_id is not null and new.request_id is distinct from old.request_id;
 begin
   if new.generation < old.generation then
     raise exception 'a generation only rises' using errcode = 'PT422';
@@ -90,25 +93,26 @@ begin
     perform check_config(new.config);
   end if;
   -- A change from a SQL console is a command too: it gets its own generation, actor and audit row.
-  if new.generation = coalesce(old.generation, 0)
-     and (new.desired, new.config) is distinct from (coalesce(old.desired, 'stopped'), coalesce(old.config, new.config))
+  if not is_told and (new.generation, new.desired, new.config)
+     is distinct from (coalesce(old.generation, 0), coalesce(old.desired, 'stopped'), coalesce(old.config, new.config))
   then
-    new.generation := new.generation + 1;
+    new.generation := coalesce(old.generation, 0) + 1;
     new.requested_by := session_user;
     new.reason := null;
     new.request_id := null;
     new.requested_at := clock_timestamp();
-    new.start_deadline := case when new.desired = 'running' then new.requested_at + interval '60 seconds' end;
+    new.start_deadline := case when new.desired = 'running' and new.desired is distinct from old.desired
+      then new.requested_at + interval '60 seconds' end;
   end if;
   return new;
 end
 $$;
 
 create function audit_source() returns text language sql stable as $$
-  select coalesce(nullif(current_setting('mivra.source', true), ''),
-    concat_ws(' ', nullif(current_setting('application_name', true), ''), inet_client_addr()::text))
+  select concat_ws(' ', nullif(current_setting('mivra.source', true), ''),
+    nullif(current_setting('application_name', true), ''), inet_client_addr()::text)
 $$;
-comment on function audit_source is 'From where: what the caller said of its own client, else the program and its address';
+comment on function audit_source is 'From where: what the caller said of its own client, and the program and its address as seen here';
 
 create or replace function control_audit() returns trigger language plpgsql as $$
 declare
@@ -117,6 +121,8 @@ begin
   if tg_op = 'DELETE' then
     insert into bot_audit (bot_id, actor, action, generation, source, old)
     values (old.bot_id, session_user, 'deleted', old.generation, audit_source(), was);
+  elsif tg_op = 'TRUNCATE' then
+    raise exception 'bots are deleted one by one, so that each is on record' using errcode = '42501';
   elsif new.generation <> coalesce(old.generation, 0) then
     insert into bot_audit (bot_id, actor, action, reason, request_id, generation, source, old, new)
     values (new.bot_id, coalesce(new.requested_by, session_user),
@@ -124,9 +130,27 @@ begin
       new.reason, new.request_id, new.generation, audit_source(), was,
       jsonb_build_object('desired', new.desired, 'config', new.config));
   end if;
+  if tg_op = 'UPDATE' and (new.user_id, new.name) is distinct from (old.user_id, old.name) then
+    insert into bot_audit (bot_id, actor, action, generation, source, old, new)
+    values (new.bot_id, session_user, 'renamed', new.generation, audit_source(),
+      jsonb_build_object('user_id', old.user_id, 'name', old.name),
+      jsonb_build_object('user_id', new.user_id, 'name', new.name));
+  end if;
   return null;
 end
 $$;
+create trigger control_stays before truncate on bot_control for each statement execute function control_audit();
+
+create function status_stays() returns trigger language plpgsql as $$
+begin
+  -- It goes with its bot only.
+  if pg_trigger_depth() = 1 then
+    raise exception 'observed state goes with its bot; delete that' using errcode = '42501';
+  end if;
+  return null;
+end
+$$;
+create trigger status_stays before delete or truncate on bot_status for each statement execute function status_stays();
 
 drop function request_bot;
 create function request_bot(
@@ -136,6 +160,7 @@ returns table (bot_id text, desired_state text, generation bigint)
 language plpgsql volatile as $$
 declare
   current bot_control;
+  earlier bot_audit;
   wanted text;
 begin
   if request_bot.desired not in ('running', 'paused', 'stopped', 'killed') then
@@ -156,10 +181,14 @@ begin
     raise exception 'there is no bot "%"', request_bot.bot using errcode = 'PT404';
   end if;
   -- The same request again is the same answer, however late it comes.
-  return query
-    select a.bot_id, a.new ->> 'desired', a.generation from bot_audit a
-    where a.request_id = request_bot.request_id and a.bot_id = request_bot.bot;
+  select * into earlier from bot_audit a
+  where a.request_id = request_bot.request_id and a.bot_id = request_bot.bot;
   if found then
+    if coalesce(request_bot.desired, earlier.new ->> 'desired') <> earlier.new ->> 'desired'
+       or coalesce(request_bot.config, earlier.new -> 'config') <> earlier.new -> 'config' then
+      raise exception 'request % was another command', request_bot.request_id using errcode = 'PT409';
+    end if;
+    return query select earlier.bot_id, earlier.new ->> 'desired', earlier.generation;
     return;
   end if;
   if request_bot.expected_generation <> current.generation then
@@ -167,7 +196,7 @@ begin
       using errcode = 'PT409';
   end if;
   wanted := coalesce(request_bot.desired, current.desired);
-  if wanted in ('running', 'paused') then
+  if wanted = 'running' or request_bot.config is not null then
     perform check_config(coalesce(request_bot.config, current.config));
   end if;
   perform set_config('mivra.source', coalesce(request_bot.source, ''), true);
@@ -176,8 +205,12 @@ begin
       desired = wanted, config = coalesce(request_bot.config, c.config), generation = c.generation + 1,
       requested_by = request_bot.actor, reason = request_bot.reason, request_id = request_bot.request_id,
       requested_at = clock_timestamp(),
-      start_deadline = case when wanted = 'running'
-        then coalesce(request_bot.start_deadline, clock_timestamp() + interval '60 seconds') end
+      -- What only changes the config of a bot that should run already asks for no new start.
+      start_deadline = case when request_bot.desired = 'running'
+          then coalesce(request_bot.start_deadline, clock_timestamp() + interval '60 seconds')
+        when wanted = 'running' and exists (
+          select from bot_status s where s.bot_id = c.bot_id and s.observed_generation < current.generation)
+          then c.start_deadline end
     where c.bot_id = request_bot.bot
     returning c.bot_id, c.desired, c.generation;
 end
@@ -195,11 +228,16 @@ language sql volatile as $$
     select c.bot_id from bot_control c join bot_status s using (bot_id)
     where request_bots.bots ? c.bot_id
       or request_bots.bots is null and (c.desired not in ('stopped', 'killed') or s.state not in ('stopped', 'failed'))
+        -- Who should be dead already is not told to take its time.
+        and (c.desired <> 'killed' or request_bots.desired = 'killed')
     order by c.bot_id) c
   cross join lateral request_bot(c.bot_id, request_bots.desired, request_bots.actor, request_bots.request_id,
+    expected_generation => (request_bots.bots ->> c.bot_id)::bigint,
     reason => request_bots.reason, source => request_bots.source) r
 $$;
-comment on function request_bots is 'One command to many bots in one transaction; null means every bot that is not at rest';
+comment on function request_bots is
+  'One command to many bots in one transaction: a list of ids, an object of ids with their expected generations, or null '
+  'for every bot that is not at rest';
 
 -- The kill switch
 
@@ -224,15 +262,16 @@ begin
   -- Unchanged, the time says that it was done by hand, in a SQL console.
   if new.changed_at = old.changed_at then
     new.actor := session_user;
-    new.reason := null;
-    new.changed_at := clock_timestamp();
+    new.reason := case when new.reason is distinct from old.reason then new.reason end;
   end if;
-  if new.engaged <> old.engaged then
-    insert into operator_audit (actor, action, target, reason, source)
-    values (new.actor, case when new.engaged then 'control.engage' else 'control.reset' end, 'kill switch', new.reason,
-      audit_source());
-    perform pg_notify('mivra_events', 'bot_control');
+  new.changed_at := clock_timestamp();
+  if old.engaged and not new.engaged and coalesce(trim(new.reason), '') = '' then
+    raise exception 'resetting the kill switch needs a reason' using errcode = 'PT422';
   end if;
+  insert into operator_audit (actor, action, target, reason, source)
+  values (coalesce(new.actor, session_user), case when new.engaged then 'control.engage' else 'control.reset' end, 'kill switch', new.reason,
+    audit_source());
+  perform pg_notify('mivra_events', 'bot_control');
   return new;
 end
 $$;
@@ -241,14 +280,16 @@ create trigger kill_switch_changed before update or delete on kill_switch
 create trigger kill_switch_stays before truncate on kill_switch
   for each statement execute function kill_switch_changed();
 
-create function set_kill_switch(engaged boolean, actor text, reason text default null, source text default null)
+create function set_kill_switch(
+  engaged boolean, actor text, reason text default null, source text default null, expected timestamptz default null)
 returns table (engaged_now boolean) language plpgsql volatile as $$
 begin
   if coalesce(set_kill_switch.actor, '') = '' then
     raise exception 'the kill switch is set by somebody: name the actor' using errcode = 'PT422';
   end if;
-  if not set_kill_switch.engaged and coalesce(trim(set_kill_switch.reason), '') = '' then
-    raise exception 'resetting the kill switch needs a reason' using errcode = 'PT422';
+  if set_kill_switch.expected <> (select k.changed_at from kill_switch k for update) then
+    raise exception 'the kill switch was set by % in the meantime', (select k.actor from kill_switch k)
+      using errcode = 'PT409';
   end if;
   perform set_config('mivra.source', coalesce(set_kill_switch.source, ''), true);
   -- Set again, it is as it was: who did it first stays on the screen.
@@ -262,7 +303,9 @@ comment on function set_kill_switch is 'Engages or resets the kill switch; a res
 
 create function kill_switch_state()
 returns table (engaged boolean, actor text, reason text, changed_at timestamptz) language sql stable as
-  $$ select k.engaged, k.actor, k.reason, k.changed_at from kill_switch k $$;
+  $$ select coalesce(k.engaged, true), k.actor, case when k.engaged is null then 'Its row is missing' else k.reason end,
+       k.changed_at
+     from (values (1)) as always left join kill_switch k on true $$;
 comment on function kill_switch_state is 'Whether it is engaged, by whom, why and since when';
 
 -- What is seen
@@ -343,13 +386,16 @@ begin
   return query select
     mine.holder = claim_bots.holder, mine.term, mine.holder, clock_timestamp(),
     extract(epoch from mine.expires_at - clock_timestamp())::double precision,
-    (select concat_ws(': ', 'The kill switch is on', nullif(k.reason, '')) from kill_switch k where k.engaged),
+    (select case when k.engaged is null then 'The kill switch is not known: its row is missing'
+       when k.engaged then concat_ws(': ', 'The kill switch is on', nullif(k.reason, '')) end
+     from (values (1)) as always left join kill_switch k on true),
     case when mine.holder = claim_bots.holder then coalesce((
       select jsonb_agg(jsonb_build_object(
         'bot_id', c.bot_id, 'user_id', c.user_id, 'desired', c.desired, 'config', c.config, 'generation', c.generation,
         'start_deadline', c.start_deadline, 'state', s.state, 'observed_generation', s.observed_generation,
         'host', s.host, 'pid', s.pid, 'pid_started', s.pid_started::text, 'heartbeat_at', s.heartbeat_at,
-        'attempts', s.attempts, 'next_retry_at', s.next_retry_at, 'error', s.error) order by c.bot_id)
+        'attempts', s.attempts, 'next_retry_at', s.next_retry_at, 'error', s.error, 'running_config', s.config)
+        order by c.bot_id)
       from bot_control c join bot_status s using (bot_id)
       where c.generation > s.observed_generation or c.desired not in ('stopped', 'killed')
         or s.state not in ('stopped', 'failed')), '[]')
@@ -397,7 +443,7 @@ create function ping_signals(channel text) returns void language sql volatile as
   $$ select pg_notify(ping_signals.channel, '') $$;
 comment on function ping_signals is 'A listener''s call to itself: what does not come back says that its channel is deaf';
 
-revoke execute on function config_rules, is_number, check_config, audit_source, request_bot, request_bots,
+revoke execute on function config_rules, is_number, check_config, audit_source, status_stays, request_bot, request_bots,
   kill_switch_changed, set_kill_switch, kill_switch_state, list_bots, bot_output, bots_today, bot_history, claim_bots,
   report_bots, ping_signals
   from public, anon, authenticated;
