@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import selectors
 import signal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from mivra.control.forking import ForkServer
 from mivra.control.pipes import Pipes
 from mivra.control.reconcile import Row
-from mivra.control.running import REPORTED_STATES, Running, lock_holder
+from mivra.control.running import CONFIG, REPORTED_STATES, Running, lock_holder, started_config
 from mivra.control.usage import Meter
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,7 @@ class Executor:
         if pid is None:
             return
         with suppress(OSError):
-            config = row.running_config if row.pid == pid else None
-            running = Running(folder, Pipes(folder), config, is_orphan=True)
+            running = Running(folder, Pipes(folder), started_config(folder), is_orphan=True)
             running.error, running.commanded = row.error, row.observed_generation
             running.born(pid)
             if row.state in REPORTED_STATES:
@@ -70,6 +70,8 @@ class Executor:
         running = Running(folder, Pipes.make(folder), row.config, commanded=row.generation)
         self._watch(row.bot_id, running)
         try:
+            # The table may never learn of it: a process that is adopted is judged by what it was started with.
+            (folder / CONFIG).write_text(json.dumps(row.config))
             self._send_start(row, running, until)
             self._server.request(row.bot_id, folder, {**self._environ, **_names(row.bot_id, folder)})
         except OSError:

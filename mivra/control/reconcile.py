@@ -57,8 +57,6 @@ class Row:
     attempts: int
     next_retry_at: datetime | None
     error: str | None
-    running_config: dict[str, Any] | None = None
-    """What its process was started with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,8 @@ class Outcome:
 
 def drain_of(config: dict[str, Any]) -> float:
     """Seconds that a stop waits for open trades."""
-    return float(config.get("drain_seconds", DRAIN_S))
+    seconds = config.get("drain_seconds")
+    return float(seconds) if isinstance(seconds, int | float) else DRAIN_S
 
 
 def reconcile(row: Row, process: Process | None, now: datetime, jitter: Callable[[], float] = random.random) -> Outcome:

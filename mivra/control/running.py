@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -35,6 +36,8 @@ HOST = f"{socket.gethostname()}-{machine()}"
 SAME_START_S = 2.0
 """Two readings of one process's start time differ by less than this; a reused pid's differ by more."""
 REPORTED_STATES = ("running", "paused", "stopping")
+CONFIG = "config.json"
+"""What a bot's process was started with."""
 LOG = "bot.log"
 """A bot's standard error; the last lines of it are shown."""
 LOG_LIMIT = 1_000_000
@@ -183,6 +186,14 @@ def last_lines(path: Path, size: int) -> list[str]:
         file.seek(max(0, size - SHOWN_BYTES))
         lines = file.read(SHOWN_BYTES).decode(errors="replace").splitlines()
     return [printable(line) for line in lines[-SHOWN_LINES:]]
+
+
+def started_config(folder: Path) -> dict[str, Any] | None:
+    """What the process in a folder was started with, whoever started it."""
+    with suppress(OSError, ValueError):
+        found = json.loads((folder / CONFIG).read_text())
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def lock_holder(folder: Path) -> int | None:

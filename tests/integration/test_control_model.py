@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ from mivra.control.listener import Listener
 from mivra.control.reconcile import (
     AT_REST,
     DRAIN_S,
+    GONE_S,
     KILL_AFTER_S,
     MAX_ATTEMPTS,
     REFUSED,
@@ -52,7 +54,7 @@ from mivra.errors import Conflict, InvalidData, StoreError, StoreUnavailable
 from mivra.lines import Lines, encoded
 from mivra.store.postgres import PostgresStore
 
-EXAMPLES, STEPS = 140, 100
+EXAMPLES, STEPS = 112, 100
 """Together more than MIN_STEPS, also when some are cut short; in less than a minute."""
 MIN_STEPS = 10_000
 SEEN = (
@@ -70,7 +72,7 @@ SEEN = (
     "late restart",
     "hangs when it has to go",
 )
-SEEN_OFTEN = 5
+SEEN_OFTEN = 3
 """What does not happen proves nothing."""
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 BOTS = ("euro", "pound", "yen")
@@ -81,7 +83,7 @@ QUICK, SLOW = {**PLAIN, "drain_seconds": 5}, {**PLAIN, "drain_seconds": 100}
 SLOW_TRADE_S = 80.0
 """Longer than a start waits, shorter than its drain."""
 CONFIGS = (PLAIN, QUICK, SLOW, {**PLAIN, "asset": "REFUSED"})
-NEW_CONFIGS = (None, None, None, None, QUICK, SLOW, SLOW, *CONFIGS)
+NEW_CONFIGS = (None, None, None, QUICK, SLOW, SLOW, SLOW, *CONFIGS)
 DESIRED = ("running", "running", "running", "paused", "stopped", "killed")
 WRONG = {**PLAIN, "amount": "0"}
 DEADLINE_S = 60.0
@@ -103,6 +105,7 @@ EVENTS = tuple(
         "break_a_call": 5,
         "database_comes_or_goes": 3,
         "end_listener": 4,
+        "take_over": 3,
         "listen": 5,
         "click_again": 3,
         "ask_many": 2,
@@ -110,7 +113,7 @@ EVENTS = tuple(
         "ask_in_vain": 2,
         "delete_or_create": 2,
         "throw_the_kill_switch": 2,
-        "faults_end": 1,
+        "faults_end": 2,
     }.items()
     for _ in range(weight)
 )
@@ -126,7 +129,7 @@ RESET = """
 delete from bot_control;
 delete from bot_audit;
 delete from leases;
-update kill_switch set engaged = false, changed_at = sim.clock_timestamp();
+update kill_switch set engaged = false, reason = 'a new run', changed_at = sim.clock_timestamp();
 """
 VIEW = """
 select c.bot_id, c.desired, c.config, c.generation, s.observed_generation, s.state, s.term, s.holder, s.pid, s.error,
@@ -153,6 +156,9 @@ class Wish:
     deadline: float | None
     begun: bool = False
     """Whether a listener began with it in time."""
+    seen_at: float | None = None
+    was_left: bool = False
+    """Whether nobody looked after it for so long that what was begun has ended by itself."""
 
 
 @dataclass
@@ -180,7 +186,8 @@ class Bot:
         self.world, self.bot_id, self.folder, self.host, self.parent = world, bot_id, folder, host, parent
         self.home = folder.parent.parent
         self.pid = next(world.pids)
-        self.born_at = self.looked_at = self.heard_at = world.now
+        self.born_at = world.now
+        self.term = 0
         self.said_at = self.stop_at = self.trading_until = -1.0
         self.fds = [os.open(folder / name, os.O_RDWR | os.O_NONBLOCK) for name in ("in", "out")]
         self.lock: Any = None
@@ -217,7 +224,8 @@ class Bot:
             if not self.alive:
                 return
         now = self.world.now
-        if self.watched and now - (self.heard_at if self.state else self.born_at) > UNWATCHED_S:
+        # Nothing prolongs the wait for the start line.
+        if self.watched and now - max(self.born_at, self.said_at if self.state else 0.0) > UNWATCHED_S:
             self.watched = False
             self.stop(UNWATCHED_DRAIN_S)
         if self.stopping and (now >= self.stop_at or now >= self.trading_until):
@@ -240,15 +248,19 @@ class Bot:
         return True
 
     def receive(self) -> list[dict[str, Any]]:
-        looked_at, self.looked_at = self.looked_at, self.world.now
         try:
             messages = self.lines.feed(os.read(self.fds[0], 1 << 16))
         except BlockingIOError:
             return []
+        current = []
         for message in messages:
-            if message["type"] == "watch":
-                self.heard_at, self.said_at, self.hold = self.looked_at, looked_at, message["hold"]
-        return messages
+            term = message.get("term", self.term)
+            self.term = max(self.term, term)
+            if term == self.term:
+                current.append(message)
+                if message["type"] == "watch" and message["at"] >= self.said_at:
+                    self.said_at, self.hold = message["at"], message["hold"]
+        return current
 
     def obey(self, message: dict[str, Any]) -> None:
         match message["type"], self.state:
@@ -330,7 +342,8 @@ class Forks:
         self.node.forks = self
         self.readable, self._wake = os.pipe()
         os.set_blocking(self.readable, False)
-        self.orders: list[tuple[str, Path]] = []
+        self.orders: list[tuple[str, Path, int]] = []
+        """Bot, folder, and the term that it was asked in."""
         self.messages: list[dict[str, Any]] = []
         self.dead = self.stuck = self.closed = self.refuses = False
 
@@ -341,7 +354,7 @@ class Forks:
         assert environ["MIVRA_BOT_ID"] == bot_id
         if self.dead:
             raise BrokenPipeError(errno.EPIPE, "the fork server is gone")
-        self.orders.append((bot_id, folder))
+        self.orders.append((bot_id, folder, self.node.listener._term))
 
     def receive(self) -> list[dict[str, Any]] | None:
         with suppress(BlockingIOError):
@@ -372,7 +385,7 @@ class Forks:
         if self.dead or self.stuck:
             return
         orders, self.orders = self.orders, []
-        for bot_id, folder in orders:
+        for bot_id, folder, _ in orders:
             if self.refuses:
                 self.refuses = False
                 self.tell({"bot_id": bot_id, "error": "The system starts no more processes"})
@@ -459,9 +472,6 @@ class Node:
     def __str__(self) -> str:
         return self.name
 
-    def folder(self, row: Row) -> Path:
-        return self.home / "bots" / row.bot_id
-
     @contextmanager
     def acting(self) -> Iterator[None]:
         """Code in here runs in this process, on this machine."""
@@ -486,6 +496,8 @@ class Node:
                     self.listener.turn(self.executor)
                 except StoreError:
                     self.listener._rest(0.0)
+            # A fault of one bot is kept from the others, what is judged in there too.
+            assert not (self.listener._error or "").startswith("Bot "), self.listener._error
             self.world.seen["step down"] += was_acting and not self.listener._acting
         except Died:
             self.crash()
@@ -501,7 +513,7 @@ class Node:
     def crash(self, *, forks_late: bool = False) -> None:
         """Its fork server may still read what it was asked before it ends, too."""
         if forks_late and not self.forks.dead:
-            self.world.late += [(*order, self.host) for order in self.forks.orders]
+            self.world.late += [(bot_id, folder, self.host) for bot_id, folder, _ in self.forks.orders]
         self._leave_bots()
         # The system gives it back with the process.
         os.close(self.listener._lease._lock)
@@ -535,7 +547,7 @@ class World:
         self.answers: dict[UUID, list[Command]] = {}
         self.outage = self.held = False
         self.seen: Counter[str] = Counter()
-        self.term = 0
+        self.holders: dict[int, str] = {}
         World.current = self
         self.tick()
         self.console.execute(RESET)
@@ -614,9 +626,11 @@ class World:
 
     def accept(self, bot_id: str, desired: str | None, config: dict[str, Any] | None, request_id: UUID | None) -> None:
         asked = self.asked[bot_id]
-        wanted = desired or asked.wish.desired
-        deadline = self.now + DEADLINE_S if wanted == "running" else None
-        asked.wishes.append(Wish(wanted, config or asked.wish.config, deadline))
+        was, wanted = asked.wish, desired or asked.wish.desired
+        is_start = desired == "running" and (request_id is not None or was.desired != "running")
+        is_waiting = request_id is not None and desired is None and asked.observed < asked.generation
+        deadline = self.now + DEADLINE_S if is_start else was.deadline if is_waiting else None
+        asked.wishes.append(Wish(wanted, config or was.config, deadline if wanted == "running" else None))
         asked.record.append([asked.generation, True, str(request_id) if request_id else None])
 
     def new_request(self) -> UUID:
@@ -641,7 +655,6 @@ class World:
             assert asked.observed <= row.observed_generation <= row.generation
             assert row.term >= asked.term, "a status was written under an old term"
             asked.observed, asked.term = row.observed_generation, row.term
-            self.term = max(self.term, row.term)
 
     def judge_processes(self, bot_id: str) -> None:
         alive = [bot.pid for bot in self.bots if bot.bot_id == bot_id and bot.may_trade]
@@ -652,10 +665,13 @@ class World:
             "select holder, term from leases where name = 'control' and expires_at > sim.clock_timestamp()"
         ).fetchone()
         assert held == (node.holder, term), f"{node.holder} acts under term {term}, but the lease says {held}"
+        assert self.holders.setdefault(term, node.holder) == node.holder, "two holders have one term"
 
     def wish_of(self, bot_id: str, generation: int) -> Wish:
         wish = self.asked[bot_id].wishes[generation]
         wish.begun |= wish.deadline is None or self.now <= wish.deadline
+        wish.was_left |= wish.seen_at is not None and self.now - wish.seen_at > GONE_S
+        wish.seen_at = self.now
         return wish
 
     def judge_adoption(self, row: Row) -> None:
@@ -667,7 +683,8 @@ class World:
     def judge_start(self, node: Node, row: Row) -> None:
         self.judge_holder(node, node.listener._term)
         there = [bot.pid for bot in self.living(row.bot_id) if bot.lock and (bot.may_trade or bot.home == node.home)]
-        there += [other.name for other in self.live_nodes() if (row.bot_id, node.folder(row)) in other.forks.orders]
+        asked_for = (row.bot_id, node.home / "bots" / row.bot_id, node.listener._term)
+        there += [other.name for other in self.live_nodes() if asked_for in other.forks.orders]
         assert not there, f"{row.bot_id} is started, but runs already: {there}"
         if row.bot_id not in self.asked or row.generation > self.asked[row.bot_id].generation:
             return  # It was deleted since it was read.
@@ -788,9 +805,11 @@ class World:
         assert self.statuses() == before
 
     def is_to_go(self, bot: Bot) -> bool:
+        """Whether it is asked to, and within reach of whoever will act."""
         asked = self.asked.get(bot.bot_id)
-        knows = any(node.executor.processes().get(bot.bot_id) for node in self.live_nodes() if node.home == bot.home)
-        return knows and asked is not None and asked.wish.desired in AT_REST
+        is_known = any(bot.bot_id in node.executor.processes() for node in self.live_nodes())
+        is_near = all(node.home == bot.home for node in self.live_nodes())
+        return is_known and is_near and asked is not None and asked.wish.desired in AT_REST
 
     def go_on(self, seconds: float) -> None:
         self.pass_time(seconds)
@@ -827,9 +846,8 @@ class World:
             yield f"was told {alive[0].hold} while the kill switch is {self.held}"
 
     def may_have_failed(self, row: Any, wish: Wish) -> bool:
-        return row.attempts == MAX_ATTEMPTS or (
-            not wish.begun and wish.deadline is not None and self.now > wish.deadline
-        )
+        is_late = wish.deadline is not None and self.now > wish.deadline
+        return row.attempts == MAX_ATTEMPTS or (is_late and (wish.was_left or not wish.begun))
 
     def close(self) -> None:
         for node in self.live_nodes():
@@ -925,23 +943,26 @@ class Control(RuleBasedStateMachine):
             request_bot(world.store, bot_id, desired, self.order()[1], **options)
 
     def click_again(self, choose: Choice) -> None:
-        """However late, and whatever else it says by now."""
+        """However late; the same request can be no other command."""
         world = self.world
         if not world.answers:
             return
         request_id, answer = choose.of(list(world.answers.items())[::-1])
-        desired, order = choose.of(DESIRED), Order("somebody else", request_id=request_id)
+        order = Order("somebody else", request_id=request_id)
         there = [command for command in answer if command.bot_id in world.asked]
-        for command in there:
-            assert request_bot(world.store, command.bot_id, desired, order, expected_generation=77) == command
+        for bot_id, desired in [(command.bot_id, command.desired) for command in there]:
+            request = partial(request_bot, world.store, bot_id, order=order, expected_generation=77)
+            assert request(desired) in there
+            with pytest.raises(Conflict, match="another command"):
+                request("paused" if desired != "paused" else "stopped")
         if there:
-            assert request_bots(world.store, [command.bot_id for command in there], desired, order) == there
+            assert request_bots(world.store, [command.bot_id for command in there], there[0].desired, order) == there
 
     def ask_many(self, choose: Choice) -> None:
         world, desired, chosen = self.world, choose.of(DESIRED), choose.of((None, BOTS, BOTS[1:]))
         request_id, order = self.order()
         if chosen is None:
-            concerned = [row.bot_id for row in world.view() if not is_at_rest(row)]
+            concerned = [row.bot_id for row in world.view() if is_concerned(row, desired)]
         else:
             concerned = [bot_id for bot_id in chosen if bot_id in world.asked]
         for bot_id in concerned:
@@ -962,6 +983,8 @@ class Control(RuleBasedStateMachine):
 
     def throw_the_kill_switch(self, choose: Choice) -> None:
         self.world.held = choose.of((True, False))
+        # No two changes have one time.
+        self.world.pass_time(0.1)
         set_kill_switch(self.world.store, Order("tester", "because"), engaged=self.world.held)
 
     def delete_or_create(self, choose: Choice) -> None:
@@ -990,6 +1013,21 @@ class Control(RuleBasedStateMachine):
                 node.stop()
             else:
                 node.crash(forks_late=how != "crash")
+
+    def take_over(self, choose: Choice) -> None:
+        """A neighbour was waiting for it, and there is something to do."""
+        if nodes := self.world.live_nodes():
+            node, is_killed = choose.of(nodes), choose.of((True, False))
+            neighbour = Node(self.world, node.host, node.home.name, 0.0)
+            self.world.nodes.append(neighbour)
+            neighbour.turn()
+            if is_killed:
+                node.crash()
+            else:
+                node.stop()
+            self.ask(choose)
+            self.world.pass_time(1.0)
+            neighbour.turn()
 
     def break_a_call(self, choose: Choice) -> None:
         """Perhaps just when there is something to do."""
@@ -1048,8 +1086,8 @@ class Control(RuleBasedStateMachine):
                 forks.serve()
 
     def faults_end(self, choose: Choice) -> None:
-        """But for one bot, perhaps, that hangs and has to go."""
-        if (living := self.world.living()) and choose.of((True, False)):
+        """But for one bot that hangs and has to go."""
+        if living := self.world.living():
             bot = choose.of(living)
             bot.hung = True
             if bot.bot_id in self.world.asked:
@@ -1057,8 +1095,10 @@ class Control(RuleBasedStateMachine):
         self.world.settle()
 
 
-def is_at_rest(row: Any) -> bool:
-    return row.desired in AT_REST and row.state in ("stopped", "failed")
+def is_concerned(row: Any, desired: str) -> bool:
+    """Whether a command to all is for this bot: to who is not at rest, and nobody who is to die is told to drain."""
+    is_at_rest = row.desired in AT_REST and row.state in ("stopped", "failed")
+    return not is_at_rest and (row.desired != "killed" or desired == "killed")
 
 
 def clog(fd: int) -> None:
@@ -1078,12 +1118,14 @@ def make(
 
     for module in (listener, executor, running):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: world().now))
-    monkeypatch.setattr(lease, "clock", lambda: world().now)
-    monkeypatch.setattr(listener, "datetime", SimpleNamespace(now=lambda zone=None: world().wall(zone)))
+    for module in (lease, listener):
+        monkeypatch.setattr(module, "clock", lambda: world().now)
+    # Here one bot's fault is everybody's.
+    monkeypatch.setattr(listener.Listener, "_safely", listener.Listener._reconcile)
     monkeypatch.setattr(executor, "ForkServer", lambda: Forks(world()))
     monkeypatch.setattr(executor, "Running", lambda *a, **k: Running(*a, started_at=world().now, **k))
     monkeypatch.setattr(executor, "USAGE_S", float("inf"))
-    names = {"Error": psutil.Error, "STATUS_ZOMBIE": psutil.STATUS_ZOMBIE}
+    names = {"Error": psutil.Error, "STATUS_ZOMBIE": psutil.STATUS_ZOMBIE, "pid_exists": lambda _pid: False}
     monkeypatch.setattr(running, "psutil", SimpleNamespace(Process=lambda pid: Seen(world().process(pid)), **names))
     monkeypatch.setattr(running, "HOST", "")
     monkeypatch.setattr(lease, "HOST", "")

@@ -394,8 +394,7 @@ begin
         'bot_id', c.bot_id, 'user_id', c.user_id, 'desired', c.desired, 'config', c.config, 'generation', c.generation,
         'start_deadline', c.start_deadline, 'state', s.state, 'observed_generation', s.observed_generation,
         'host', s.host, 'pid', s.pid, 'pid_started', s.pid_started::text, 'heartbeat_at', s.heartbeat_at,
-        'attempts', s.attempts, 'next_retry_at', s.next_retry_at, 'error', s.error, 'running_config', s.config)
-        order by c.bot_id)
+        'attempts', s.attempts, 'next_retry_at', s.next_retry_at, 'error', s.error) order by c.bot_id)
       from bot_control c join bot_status s using (bot_id)
       where c.generation > s.observed_generation or c.desired not in ('stopped', 'killed')
         or s.state not in ('stopped', 'failed')), '[]')
