@@ -137,6 +137,9 @@ def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
 
 
 def _after_exit(row: Row, process: Process, code: int, now: datetime, jitter: Callable[[], float]) -> Outcome:
+    if row.desired in AT_REST and code == TAKEN:
+        # Another process of it lives: that one is looked at next.
+        return Outcome("stopping", row.observed_generation, "forget")
     if row.desired in AT_REST:
         return Outcome("stopped", row.generation, "forget")
     if process.stopping_for_s is not None or process.state == "stopping" or code == UNWATCHED:

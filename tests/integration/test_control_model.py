@@ -774,8 +774,10 @@ class World:
         elif state != "failed":
             assert state == wish.desired or (state == "paused" and report["error"])
             assert any(bot.config == wish.config for bot in self.bots_of(node, report)), "done with another config"
-        elif wish.deadline is None or self.now <= wish.deadline:
-            assert "too late" not in report["error"]
+        elif "too late" in report["error"]:
+            assert wish.deadline is not None
+            assert self.now > wish.deadline
+            wish.was_left |= wish.seen_at is not None and self.now - wish.seen_at > GONE_S
 
     # The end
 

@@ -34,6 +34,8 @@ def used_again(servers: tuple[str, str | None], template: str) -> Iterator[str]:
 def database_url(used_again: str) -> str:
     """An empty database, which the tests of this module use one after the other."""
     with psycopg.connect(used_again) as connection:
+        # Bots may only be deleted one by one, so that each is on record.
+        connection.execute("set session_replication_role = replica")
         connection.execute("truncate trade_history, profiles, bot_control, bot_status restart identity")
     return used_again
 

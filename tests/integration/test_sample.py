@@ -25,7 +25,9 @@ from tests.integration.copies import copied
 NOW = datetime(2026, 3, 18, 15, 27, 31, 250_000, tzinfo=UTC)
 SEEDS = [1, 2, 20_260_318]
 EMPTY = """
+set session_replication_role = replica;
 truncate trade_history, profiles, bot_control, bot_status restart identity;
+set session_replication_role = origin;
 update deployment set timezone = default, sample_data = default, initialised = default;
 """
 
