@@ -69,7 +69,6 @@ SEEN = (
     "breaker",
     "restart",
     "step down",
-    "late restart",
     "hangs when it has to go",
 )
 SEEN_OFTEN = 3
