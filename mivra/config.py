@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import difflib
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import msgspec
 
 from mivra.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 TOLD_TO_BOTS = ("MIVRA_BOT_ID", "MIVRA_BOT_DIR", "MIVRA_BOT_CONFIG", "MIVRA_BOT_GENERATION")
 """Variables that are no settings: an executor names its bot so, and a bot its program."""
+SECRET_LENGTH = 32
+DAY_MINUTES = 1440
 
 
 def setting(variable: str, help_text: str, default: Any = None, *, secret: bool = False) -> Any:
@@ -31,6 +36,16 @@ class Settings:
     database_url: str | None = setting(
         "DATABASE_URL", "Postgres to use instead of the embedded one (direct or session connection)", secret=True
     )
+    pooler_url: str | None = setting(
+        "POOLER_URL", "The same Postgres through a pooler in transaction mode; carries all but hints", secret=True
+    )
+    supabase_url: str | None = setting("SUPABASE_URL", "A Supabase project, such as https://abcdefgh.supabase.co")
+    supabase_secret_key: str | None = setting(
+        "SUPABASE_SECRET_KEY", "Its secret key (sb_secret_... or service_role): the program's own", secret=True
+    )
+    supabase_publishable_key: str | None = setting(
+        "SUPABASE_PUBLISHABLE_KEY", "Its publishable key (sb_publishable_... or anon): turns on sign-in by password"
+    )
     redis_url: str | None = setting("REDIS_URL", "Redis or Valkey to use instead of the embedded one", secret=True)
     timezone: str | None = setting("MIVRA_TIMEZONE", "Reporting time zone, such as Europe/Berlin; else the database's")
     currency: str | None = setting("MIVRA_CURRENCY", "Reporting currency, three letters; else the database's")
@@ -43,10 +58,19 @@ class Settings:
         "MIVRA_BOT_COMMAND", "Your own program and its arguments, run for each bot instead of the paper one"
     )
 
+    read_only: bool = setting("MIVRA_READ_ONLY", "1: nothing can be changed from here, and no bot runs here", False)
+    public_url: str | None = setting(
+        "MIVRA_PUBLIC_URL", "Where browsers find the dashboard, such as https://mivra.example.com; needs sign-in"
+    )
+    cookie_secret: str | None = setting(
+        "MIVRA_COOKIE_SECRET", "Signs cookies, 32 characters or more; else a file in MIVRA_HOME", secret=True
+    )
+    session_idle: int = setting("MIVRA_SESSION_IDLE", "Minutes without a click after which a session ends", 120)
+
     @property
     def embedded(self) -> bool:
         """Whether the database is ours to fill, to reset and to stop."""
-        return self.database_url is None
+        return not (self.database_url or self.pooler_url or self.supabase_url)
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -54,9 +78,23 @@ def load(environ: Mapping[str, str]) -> Settings:
     known = {f.metadata["variable"]: f.name for f in fields(Settings)}
     _refuse_unknown(environ, known)
     values: dict[str, Any] = {
-        name: _convert(variable, environ[variable]) for variable, name in known.items() if environ.get(variable)
+        name: _CONVERT.get(variable, _url)(variable, environ[variable])
+        for variable, name in known.items()
+        if environ.get(variable)
     }
-    return Settings(**values)
+    settings = Settings(**values)
+    _refuse_contradictions(settings)
+    return settings
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    keys = settings.supabase_secret_key or settings.supabase_publishable_key
+    if keys and not settings.supabase_url:
+        raise ConfigError("SUPABASE_URL is missing: a key alone does not say which project is meant")
+    if settings.supabase_url and not (settings.database_url or settings.pooler_url or settings.supabase_secret_key):
+        raise ConfigError("SUPABASE_SECRET_KEY is missing (or DATABASE_URL): the program needs a right to read")
+    if settings.read_only and (settings.timezone or settings.currency):
+        raise ConfigError("MIVRA_TIMEZONE and MIVRA_CURRENCY are written to the database: not with MIVRA_READ_ONLY")
 
 
 def _refuse_unknown(environ: Mapping[str, str], known: Mapping[str, str]) -> None:
@@ -69,22 +107,8 @@ def _refuse_unknown(environ: Mapping[str, str], known: Mapping[str, str]) -> Non
             raise ConfigError(f"There is no setting {variable}{hint}")
 
 
-def _convert(variable: str, text: str) -> object:
-    match variable:
-        case "MIVRA_HOME":
-            return Path(text).expanduser().resolve()
-        case "MIVRA_MARKET_CSV":
-            return _file(variable, text)
-        case "MIVRA_BOT_COMMAND":
-            return _command(variable, text)
-        case "MIVRA_LISTENER" | "MIVRA_SAMPLE_DATA":
-            return _switch(variable, text)
-        case "MIVRA_TIMEZONE":
-            return _timezone(text)
-        case "MIVRA_CURRENCY":
-            return _currency(text)
-        case _:
-            return _url(variable, text)
+def _home(_variable: str, text: str) -> Path:
+    return Path(text).expanduser().resolve()
 
 
 def _file(variable: str, text: str) -> Path:
@@ -108,12 +132,42 @@ def _command(variable: str, text: str) -> tuple[str, ...]:
 
 
 def _switch(variable: str, text: str) -> bool:
-    if text.lower() not in ("on", "off"):
+    if text.lower() not in ("on", "off", "1", "0"):
         raise ConfigError(f'{variable} is "{text}"; write on or off')
-    return text.lower() == "on"
+    return text.lower() in ("on", "1")
 
 
-def _timezone(text: str) -> str:
+def _key(variable: str, text: str) -> str:
+    kind = key_kind(text)
+    if kind not in (None, "secret" if variable == "SUPABASE_SECRET_KEY" else "publishable"):
+        raise ConfigError(f"{variable} holds a {kind} key; look again at Project Settings > API Keys")
+    return text
+
+
+def key_kind(key: str) -> Literal["secret", "publishable"] | None:
+    """What a Supabase key is for, as its prefix or its claims say; None when it does not say."""
+    if key.startswith("sb_"):
+        return "secret" if key.startswith("sb_secret_") else "publishable"
+    try:
+        claims = msgspec.json.decode(base64.urlsafe_b64decode(key.split(".")[1] + "=="))
+        return {"service_role": "secret", "anon": "publishable"}.get(claims["role"])  # type: ignore[return-value]
+    except (IndexError, ValueError, KeyError, TypeError, msgspec.DecodeError):
+        return None
+
+
+def _long(variable: str, text: str) -> str:
+    if len(text) < SECRET_LENGTH:
+        raise ConfigError(f"{variable} is too short; make one with: openssl rand -hex 32")
+    return text
+
+
+def _minutes(variable: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= DAY_MINUTES):
+        raise ConfigError(f'{variable} is "{text}"; write minutes, 1 to {DAY_MINUTES}')
+    return int(text)
+
+
+def _timezone(_variable: str, text: str) -> str:
     try:
         ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError) as error:
@@ -123,7 +177,7 @@ def _timezone(text: str) -> str:
     return text
 
 
-def _currency(text: str) -> str:
+def _currency(_variable: str, text: str) -> str:
     if not (len(text) == 3 and text.isascii() and text.isupper()):  # noqa: PLR2004 - ISO 4217 codes have three letters
         raise ConfigError(f'MIVRA_CURRENCY is "{text}"; write three capital letters such as USD')
     return text
@@ -134,10 +188,29 @@ def _url(variable: str, text: str) -> str:
     if variable == "REDIS_URL":
         kinds = ("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://")
         schemes = ("redis://", "rediss://", "unix://", *kinds)
+    if variable in ("SUPABASE_URL", "MIVRA_PUBLIC_URL"):
+        schemes, text = ("https://", "http://"), text.rstrip("/")
     if not text.startswith(schemes):
         # The value may hold a password, so the sentence does not repeat it.
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")
     return text
+
+
+_CONVERT: dict[str, Callable[[str, str], object]] = {
+    "MIVRA_HOME": _home,
+    "MIVRA_MARKET_CSV": _file,
+    "MIVRA_BOT_COMMAND": _command,
+    "MIVRA_LISTENER": _switch,
+    "MIVRA_SAMPLE_DATA": _switch,
+    "MIVRA_READ_ONLY": _switch,
+    "MIVRA_TIMEZONE": _timezone,
+    "MIVRA_CURRENCY": _currency,
+    "MIVRA_COOKIE_SECRET": _long,
+    "MIVRA_SESSION_IDLE": _minutes,
+    "SUPABASE_SECRET_KEY": _key,
+    "SUPABASE_PUBLISHABLE_KEY": _key,
+}
+"""What a variable's text is read with; the others are URLs."""
 
 
 def environ_of(settings: Settings) -> dict[str, str]:

@@ -23,10 +23,9 @@ from mivra.control.listener import Listener
 from mivra.control.pulse import Pulse
 from mivra.control.signals import Signals
 from mivra.errors import MigrationError, MivraError
-from mivra.store import server_urls
+from mivra.store import connected, server_urls
 from mivra.store.fresh import load_sample_once
 from mivra.store.migrate import migrate, pending
-from mivra.store.postgres import PostgresStore
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +52,12 @@ class Runtime:
 
     def _open(self, settings: Settings) -> None:
         database_url, redis_url = self._closing.enter_context(server_urls(settings))
-        prepare_schema(settings, database_url)
-        self.store = PostgresStore(database_url)
+        if settings.embedded:
+            fill(settings, str(database_url))
+        self.store = connected(settings, database_url, application="mivra")
         self._closing.callback(self.store.close)
+        if names := pending(self.store):
+            raise MigrationError(f"{len(names)} migrations are missing; run: python -m mivra migrate")
         self._configure(settings)
         self.remote = RemoteTier(redis_url)
         self.region = Region(self.remote, on_load=lambda _name: self.changes.publish("data"))
@@ -63,7 +65,7 @@ class Runtime:
         bind(self.region, self.store)
         self._closing.callback(unbind)
         # Of its own: however slow the figures are, the bots are looked after.
-        self._control = PostgresStore(database_url, max_connections=3, application="mivra control")
+        self._control = connected(settings, database_url, max_connections=3, application="mivra control")
         self._closing.callback(self._control.close)
         self._coalescer = Coalescer(self.region.announce)
         self.inspector = Inspector(self.region, self.remote, self.store)
@@ -85,7 +87,7 @@ class Runtime:
             self.store.call("configure_deployment", new_timezone=settings.timezone, new_currency=settings.currency)
 
     def _start_listener(self, settings: Settings) -> Listener | None:
-        if not settings.listener:
+        if not settings.listener or settings.read_only:
             return None
         listener = Listener(self._control, settings.home, environ_of(settings), on_report=self._on_report)
         listener.start()
@@ -128,14 +130,11 @@ class Runtime:
         return max(0.0, min(waits))
 
 
-def prepare_schema(settings: Settings, database_url: str) -> None:
-    """Bring an embedded database up to date and fill an empty one; an operator's own is only checked."""
-    if settings.embedded:
-        migrate(database_url)
-        if settings.sample_data:
-            load_sample_once(database_url)
-    elif names := pending(database_url):
-        raise MigrationError(f"{len(names)} migrations are missing; run: python -m mivra migrate")
+def fill(settings: Settings, database_url: str) -> None:
+    """Bring the embedded database up to date, and fill an empty one."""
+    migrate(database_url)
+    if settings.sample_data:
+        load_sample_once(database_url)
 
 
 def warm_up() -> None:

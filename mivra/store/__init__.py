@@ -1,28 +1,33 @@
-"""The database: one function opens it, embedded or the operator's own."""
+"""The database: one function opens it, embedded, the operator's own, or a Supabase project."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from mivra.config import Settings
+from mivra.errors import ConfigError
 from mivra.store.base import Row, Store, one
 from mivra.store.postgres import PostgresStore
 
-__all__ = ["Row", "Store", "database", "one", "open_store", "server_urls"]
+__all__ = ["Row", "Store", "connected", "database", "one", "open_store", "server_urls"]
 
 
 @contextmanager
-def server_urls(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """URLs of Postgres and Redis for as long as this process uses them: the operator's own, else the embedded ones."""
-    if settings.database_url and settings.redis_url:
+def server_urls(settings: Settings) -> Iterator[tuple[str | None, str | None]]:
+    """URLs of Postgres and Redis for as long as this process uses them: the operator's own, else the embedded ones.
+
+    Where the operator's own Postgres cannot be reached directly, only through a pooler or PostgREST, it has none.
+    """
+    if not settings.embedded and settings.redis_url:
         yield settings.database_url, settings.redis_url
         return
     from mivra.store.embedded import start  # noqa: PLC0415 - who has servers of their own need not have the wheels
 
     servers = start(settings.home)
     try:
-        yield settings.database_url or servers.database_url, settings.redis_url or servers.redis_url
+        database_url = servers.database_url if settings.embedded else settings.database_url
+        yield database_url, settings.redis_url or servers.redis_url
     finally:
         servers.close()
 
@@ -33,16 +38,31 @@ def database(settings: Settings) -> Iterator[str]:
     if settings.database_url:
         yield settings.database_url
         return
+    if not settings.embedded:
+        raise ConfigError("This needs DATABASE_URL: a direct or session connection to the database, port 5432")
     with server_urls(settings) as (url, _redis_url):
+        assert url  # noqa: S101 - the embedded one has one
         yield url
+
+
+def connected(settings: Settings, database_url: str | None, *, application: str, max_connections: int = 8) -> Store:
+    """A store by the best way there is: the pooler, a connection of its own, else PostgREST."""
+    if settings.pooler_url:
+        return PostgresStore(settings.pooler_url, max_connections=max_connections, application=application, pooled=True)
+    if database_url:
+        return PostgresStore(database_url, max_connections=max_connections, application=application)
+    from mivra.store.supabase import SupabaseStore  # noqa: PLC0415 - 0.6 s of imports that nobody else needs
+
+    assert settings.supabase_url  # noqa: S101 - settings without any database are the embedded one's
+    assert settings.supabase_secret_key  # noqa: S101 - load() refuses that
+    return SupabaseStore(settings.supabase_url, settings.supabase_secret_key, max_connections=max_connections)
 
 
 @contextmanager
 def open_store(settings: Settings, *, application: str, max_connections: int = 8) -> Iterator[Store]:
     """A store for as long as the block lasts."""
-    with database(settings) as url:
-        store = PostgresStore(url, max_connections=max_connections, application=application)
-        try:
-            yield store
-        finally:
-            store.close()
+    with ExitStack() as closing:
+        url = closing.enter_context(server_urls(settings))[0] if settings.embedded else settings.database_url
+        store = connected(settings, url, application=application, max_connections=max_connections)
+        closing.callback(store.close)
+        yield store

@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+from uuid import UUID
 
 Row = dict[str, Any]
+
+READS: Final = frozenset(
+    {
+        "account_metrics", "applied_migrations", "asset_performance", "bot_history", "bot_output", "bots_today",
+        "config_rules", "dashboard_metrics", "database_facts", "deployment_settings", "find_session", "function_shapes",
+        "kill_switch_state", "list_audit", "list_bots", "list_operators", "open_trades", "revenue_daily", "top_users",
+        "trade_stats", "user_growth_daily",
+    }
+)  # fmt: skip
+"""Functions that change nothing: asked again when the connection was lost."""
+REPEATABLE: Final = READS | {"request_bot", "request_bots", "record_trades"}
+"""And those that, asked twice, do it once: a command by its request id, a trade by its external id."""
+BUDGET_S: Final = 5.0
+"""No call is tried again later than this after its beginning: a page does not wait longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatistics:
+    """Connections and calls of this process since its start; times in milliseconds."""
+
+    limit: int
+    """Connections at most."""
+    size: int
+    in_use: int
+    waiting: int
+    """Callers who wait for a connection now."""
+    waits: int
+    """Callers who had to."""
+    wait_ms: float
+    """How long they waited, in all."""
+    lost: int
+    """Connections that ended unasked, or could not be made."""
+    errors: int
+    """Calls that failed, after all tries."""
+    retries: int
+    queries: int
+    """Calls that the database was asked, tries included."""
 
 
 class Store(Protocol):
@@ -12,8 +51,14 @@ class Store(Protocol):
         """Run one SQL function of the migrations and return its rows.
 
         Money arrives as text, exact. Raises StoreUnavailable, StoreTimeout, PermissionDenied, Conflict, InvalidData,
-        MigrationError, or StoreError for the rest; a write is never repeated by the store.
+        MigrationError, or StoreError for the rest; what is not REPEATABLE is asked once.
         """
+
+    def on_behalf_of(self, operator_id: UUID) -> Self:
+        """The same connections, asking for this operator: the database decides anew at each call what they may."""
+
+    def statistics(self) -> StoreStatistics:
+        """Of all that share the connections."""
 
     def close(self) -> None:
         """Give all connections back; the store is not used after it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from mivra.errors import MigrationError
-from mivra.store.base import Row
+from mivra.store.base import Row, Store
 from mivra.store.postgres import connect, translated
 
 FOLDER = Path(__file__).parent / "migrations"
@@ -37,16 +37,19 @@ def migrations() -> list[Migration]:
 def migrate(dsn: str) -> list[str]:
     """Apply what is missing and return the names applied; MigrationError when the schema is not ours to change."""
     with connect(dsn, "mivra migrate") as connection, translated(), _locked(connection):
-        waiting = _pending(connection)
+        waiting = _missing(_applied(connection))
         for migration in waiting:
             _apply(connection, migration)
+        # Also where Realtime came later than the tables.
+        connection.execute("select set_up_realtime()")
     return [migration.name for migration in waiting]
 
 
-def pending(dsn: str) -> list[str]:
-    """Names of the migrations that are not applied yet."""
-    with connect(dsn, "mivra migrate") as connection, translated():
-        return [migration.name for migration in _pending(connection)]
+def pending(store: Store) -> list[str]:
+    """Names of the migrations that are not applied yet; MigrationError when the schema is another release's."""
+    return [
+        migration.name for migration in _missing({r["name"]: r["checksum"] for r in store.call("applied_migrations")})
+    ]
 
 
 @contextmanager
@@ -58,8 +61,7 @@ def _locked(connection: psycopg.Connection[Row]) -> Iterator[None]:
         connection.execute("select pg_advisory_unlock(%s)", [LOCK])
 
 
-def _pending(connection: psycopg.Connection[Row]) -> list[Migration]:
-    applied = _applied(connection)
+def _missing(applied: dict[str, str]) -> list[Migration]:
     known = migrations()
     unknown = sorted(applied.keys() - {migration.name for migration in known})
     if unknown:

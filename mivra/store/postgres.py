@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import lru_cache
-from typing import Any, LiteralString
+from typing import Any, LiteralString, Self
+from uuid import UUID
 
 import psycopg
 from psycopg import sql
@@ -22,8 +25,9 @@ from mivra.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from mivra.store.base import Row
+from mivra.store.base import Row, StoreStatistics
 from mivra.store.patience import patience
+from mivra.store.retry import repeated
 
 STATEMENT_TIMEOUT_MS = 5_000
 """A figure that takes longer than a viewer waits is stopped by the server."""
@@ -46,7 +50,7 @@ KEEPALIVE: dict[str, Any] = {
 }
 """Seconds (the last: milliseconds); a peer that vanished is noticed within a minute, in 10 s while one sends."""
 
-_BY_CLASS: dict[str, type[StoreError]] = {
+BY_CODE: dict[str, type[StoreError]] = {
     "08": StoreUnavailable,
     "57P": StoreUnavailable,
     "53": StoreUnavailable,
@@ -70,7 +74,10 @@ _BY_CLASS: dict[str, type[StoreError]] = {
 class PostgresStore:
     """A store over one Postgres; safe to share between threads."""
 
-    def __init__(self, dsn: str, *, max_connections: int = 8, application: str = "mivra") -> None:
+    def __init__(self, dsn: str, *, max_connections: int = 8, application: str = "mivra", pooled: bool = False) -> None:
+        """pooled: the DSN leads to a pooler in transaction mode, where no setting outlives a transaction."""
+        self._local = {"statement_timeout": str(STATEMENT_TIMEOUT_MS)} if pooled else {}
+        self._counts: Counter[str] = Counter()
         self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
             dsn,
             min_size=0 if max_connections == 1 else 1,
@@ -88,7 +95,8 @@ class PostgresStore:
                 "prepare_threshold": None,
                 "row_factory": dict_row,
                 "application_name": application,
-                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+                # A pooler need not know this parameter, and refuses the connection then.
+                **({} if pooled else {"options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"}),
             },
             open=True,
         )
@@ -96,12 +104,50 @@ class PostgresStore:
     def call(self, function: str, /, **params: object) -> list[Row]:
         """See Store.call."""
         values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in params.items()}
-        with translated(), self._pool.connection() as connection, patience.within(connection, ANSWER_S):
-            return connection.execute(_statement(function, tuple(params)), values).fetchall()
+        statement = _statement(function, tuple(params))
+        try:
+            return repeated(function, lambda: self._ask(statement, values), lambda: self._counts.update(["retries"]))
+        except StoreError:
+            self._counts["errors"] += 1
+            raise
+
+    def on_behalf_of(self, operator_id: UUID) -> Self:
+        """See Store.on_behalf_of."""
+        other = copy(self)
+        other._local = {**self._local, "mivra.operator": str(operator_id)}
+        return other
+
+    def statistics(self) -> StoreStatistics:
+        """See Store.statistics."""
+        pool, counts = self._pool.get_stats(), self._counts
+        size = pool.get("pool_size", 0)
+        return StoreStatistics(
+            limit=pool.get("pool_max", 0),
+            size=size,
+            in_use=size - pool.get("pool_available", 0),
+            waiting=pool.get("requests_waiting", 0),
+            waits=pool.get("requests_queued", 0),
+            wait_ms=pool.get("requests_wait_ms", 0),
+            lost=pool.get("connections_lost", 0) + pool.get("connections_errors", 0),
+            errors=counts["errors"],
+            retries=counts["retries"],
+            queries=counts["queries"],
+        )
 
     def close(self) -> None:
         """See Store.close."""
         self._pool.close()
+
+    def _ask(self, statement: sql.Composed, values: dict[str, object]) -> list[Row]:
+        self._counts["queries"] += 1
+        with translated(), self._pool.connection() as connection, patience.within(connection, ANSWER_S):
+            if not self._local:
+                return connection.execute(statement, values).fetchall()
+            # Sent at once: a transaction costs no more round trips than a statement.
+            with connection.pipeline(), connection.transaction():
+                connection.execute(_settings(tuple(self._local)), self._local)
+                cursor = connection.execute(statement, values)
+            return cursor.fetchall()
 
 
 def _check(connection: psycopg.Connection[Row]) -> None:
@@ -113,6 +159,12 @@ def _check(connection: psycopg.Connection[Row]) -> None:
 def _statement(function: str, names: tuple[str, ...]) -> sql.Composed:
     arguments = [sql.SQL("{} => {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in names]
     return sql.SQL("select * from {}({})").format(sql.Identifier(function), sql.SQL(", ").join(arguments))
+
+
+@lru_cache(maxsize=8)
+def _settings(names: tuple[str, ...]) -> sql.Composed:
+    changes = [sql.SQL("set_config({}, {}, true)").format(name, sql.Placeholder(name)) for name in names]
+    return sql.SQL("select {}").format(sql.SQL(", ").join(changes))
 
 
 @contextmanager
@@ -133,8 +185,12 @@ def _translate(error: psycopg.Error) -> StoreError:
         return StoreUnavailable(_first_line(error))
     if not code:
         return InvalidData(_first_line(error))
-    kind = next((_BY_CLASS[code[:n]] for n in range(len(code), 1, -1) if code[:n] in _BY_CLASS), StoreError)
-    return kind(error.diag.message_primary or _first_line(error), code)
+    return kind_of(code)(error.diag.message_primary or _first_line(error), code)
+
+
+def kind_of(code: str) -> type[StoreError]:
+    """Our error for a SQLSTATE."""
+    return next((BY_CODE[code[:n]] for n in range(len(code), 1, -1) if code[:n] in BY_CODE), StoreError)
 
 
 def _first_line(error: psycopg.Error) -> str:
