@@ -6,12 +6,15 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,7 +25,7 @@ from mivra.config import Settings
 from mivra.control.commands import create_bot
 from mivra.control.listener import Listener
 from mivra.control.signals import Signals
-from mivra.errors import ConfigError, MivraError
+from mivra.errors import ConfigError, MigrationError, MivraError
 from mivra.store import database, one, open_store, server_urls
 from mivra.store.fresh import reset
 from mivra.store.imports import import_trades
@@ -35,11 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     options = _parser().parse_args(arguments)
     try:
+        if options.name == "doctor":
+            return _doctor()
         settings = config.load(os.environ)
+        if settings.read_only and options.writes:
+            raise ConfigError("This command writes, and MIVRA_READ_ONLY is on; unset it for this command")
         command: Callable[[argparse.Namespace, Settings], int] = options.command
         return command(options, settings)
     except MivraError as error:
-        print(error, file=sys.stderr)
+        # In the database's own words there is no advice.
+        advice = "; run: python -m mivra migrate" if isinstance(error, MigrationError) and error.code else ""
+        print(f"{error}{advice}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -47,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mivra", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(writes=True)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
+    commands.add_parser("doctor", help="check the configuration and say what is wrong")
     commands.add_parser("migrate", help="bring the database's schema up to date").set_defaults(command=_migrate)
 
     seed = commands.add_parser("seed", help="fill an empty database with sample data")
@@ -78,10 +89,38 @@ def _parser() -> argparse.ArgumentParser:
 
     listen = commands.add_parser("listen", help="run the bots without the dashboard")
     listen.set_defaults(command=_listen)
+
+    operators = commands.add_parser("operator", help="say who may use the dashboard, and as what")
+    _add_operator_commands(operators.add_subparsers(required=True, metavar="COMMAND"))
     return parser
 
 
+def _add_operator_commands(commands: Any) -> None:
+    add = commands.add_parser("add", help="give an e-mail a role, or another one")
+    add.add_argument("email", type=_email)
+    add.add_argument("--role", choices=("viewer", "operator", "admin"), help="else admin for the first, then viewer")
+    add.set_defaults(command=_operator_add)
+    remove = commands.add_parser("remove", help="take every right away, and end the sessions")
+    remove.add_argument("email", type=_email)
+    remove.set_defaults(command=_operator_remove)
+    commands.add_parser("list", help="who has which role").set_defaults(command=_operator_list, writes=False)
+
+
+def _email(text: str) -> str:
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
+        raise argparse.ArgumentTypeError(f'"{text}" is no e-mail address')
+    return text
+
+
+def _doctor() -> int:
+    from mivra.doctor import report  # noqa: PLC0415 - the other commands need none of its clients
+
+    return report(os.environ, print)
+
+
 def _migrate(_: argparse.Namespace, settings: Settings) -> int:
+    if not (settings.embedded or settings.database_url):
+        raise ConfigError("migrate needs DATABASE_URL for this one command: a direct or session connection, port 5432")
     with database(settings) as database_url:
         applied = migrate(database_url)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to do")
@@ -127,11 +166,12 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
 
 def _reset(options: argparse.Namespace, settings: Settings) -> int:
     if not settings.embedded:
-        raise ConfigError("reset is for the embedded database only; DATABASE_URL is set")
+        raise ConfigError("reset is for the embedded database only; another one is configured")
     if not options.yes and input('This removes all users, trades and bots. Type "reset" to go on: ') != "reset":
         print("Nothing was removed")
         return 1
     with server_urls(settings) as (database_url, redis_url):
+        assert database_url  # noqa: S101 - the embedded one has one
         migrate(database_url)
         _refuse_running_bots(settings)
         reset(database_url)
@@ -157,6 +197,39 @@ def _add_bot(options: argparse.Namespace, settings: Settings) -> int:
         created = create_bot(store, options.bot_id, options.name or options.bot_id, parsed.as_json(), owner)
     print(f"Bot {options.bot_id} is there, stopped" if created else f"There is a bot {options.bot_id} already")
     return 0 if created else 1
+
+
+def _operator_add(options: argparse.Namespace, settings: Settings) -> int:
+    with open_store(settings, application="mivra operator", max_connections=1) as store:
+        role = options.role or ("viewer" if store.call("list_operators") else "admin")
+        done = one(store.call("add_operator", email=options.email, role=role, actor=_actor()))
+    print(f"{done['operator_email']} is {done['operator_role']}")
+    if not done["has_user"]:
+        print(
+            "There is no confirmed user with this e-mail, so it cannot sign in by password yet: in Supabase, "
+            "Authentication > Users, add the user with this e-mail and confirm it; then run this command again"
+        )
+    return 0
+
+
+def _operator_remove(options: argparse.Namespace, settings: Settings) -> int:
+    with open_store(settings, application="mivra operator", max_connections=1) as store:
+        removed = one(store.call("remove_operator", email=options.email, actor=_actor()))["removed"]
+    print(f"{options.email} has no role any more" if removed else f"{options.email} had no role")
+    return 0 if removed else 1
+
+
+def _operator_list(_: argparse.Namespace, settings: Settings) -> int:
+    with open_store(settings, application="mivra operator", max_connections=1) as store:
+        rows = store.call("list_operators")
+    for row in rows:
+        by_password = "can sign in by password" if row["has_user"] else "no confirmed user of this e-mail"
+        print(f"{row['operator_email']:<40} {row['role']:<8}  {by_password}")
+    return 0
+
+
+def _actor() -> str:
+    return f"operator@{socket.gethostname()}"
 
 
 def _listen(_: argparse.Namespace, settings: Settings) -> int:

@@ -72,6 +72,7 @@ comment on function acting_name is 'Who goes on record: the operator; a name tha
 create function operators_audited() returns trigger language plpgsql as $$
 begin
   insert into operator_audit (actor, action, target, source)
+  -- The last: Auth itself, which deletes a user.
   values (coalesce(nullif(current_setting('mivra.actor', true), ''), acting_name(session_user::text), session_user),
     case tg_op when 'DELETE' then 'access.revoked' else 'access.granted' end,
     case tg_op when 'DELETE' then old.email || ': ' || old.role
@@ -141,7 +142,6 @@ create table sessions (
   seen_at timestamptz not null default clock_timestamp()
 );
 comment on table sessions is 'Who is signed in; token_hash is SHA-256 of what the cookie holds, seen_at the last deed of a person';
-create index sessions_operator_idx on sessions (operator_id);
 
 create table sign_in_attempts (
   id bigint generated always as identity primary key,
@@ -161,6 +161,7 @@ begin
   delete from sign_in_attempts a where a.at < clock_timestamp() - interval '15 minutes';
   -- Of one address against one person 5, of one address 20, against one person 50: nobody is locked out by a stranger's five.
   select min(a.at) into oldest from sign_in_attempts a
+  where a.email = lower(begin_sign_in.email) or a.address = begin_sign_in.address
   having count(*) filter (where a.email = lower(begin_sign_in.email) and a.address = begin_sign_in.address) >= 5
     or count(*) filter (where a.address = begin_sign_in.address) >= 20
     or count(*) filter (where a.email = lower(begin_sign_in.email)) >= 50;
