@@ -69,7 +69,8 @@ language sql stable security definer set search_path = public, pg_temp as $$
 $$;
 comment on function acting_name is 'Who goes on record: the operator; a name that is only said counts when the program says it of nobody else';
 
-create function operators_audited() returns trigger language plpgsql as $$
+create function operators_audited() returns trigger
+language plpgsql security definer set search_path = public, pg_temp as $$
 begin
   insert into operator_audit (actor, action, target, source)
   -- The last: Auth itself, which deletes a user.
@@ -103,15 +104,18 @@ language plpgsql volatile as $$
 declare
   account uuid;
 begin
+  -- First of all: of two admins who remove each other the second is asked anew.
+  lock table operators in share row exclusive mode;
   perform demand('admin');
   perform set_config('mivra.actor', acting_name(add_operator.actor), true);
   if add_operator.role <> 'admin' then
     perform keep_an_admin(add_operator.email);
   end if;
-  -- An account whose address nobody has confirmed may be anybody's.
-  select u.id into account from auth.users u
+  -- An account whose address nobody has confirmed may be anybody's; of two (by single sign-on) neither is meant.
+  select (array_agg(u.id))[1] into account from auth.users u
   where lower(u.email) = lower(add_operator.email)
-    and (not to_jsonb(u) ? 'email_confirmed_at' or to_jsonb(u) ->> 'email_confirmed_at' is not null);
+    and (not to_jsonb(u) ? 'email_confirmed_at' or to_jsonb(u) ->> 'email_confirmed_at' is not null)
+  having count(*) = 1;
   return query
     insert into operators as o (email, user_id, role) values (lower(add_operator.email), account, add_operator.role)
     on conflict (lower(o.email)) do update set role = excluded.role, user_id = coalesce(o.user_id, excluded.user_id)
@@ -123,6 +127,7 @@ comment on function add_operator is
 
 create function remove_operator(email text, actor text) returns table (removed boolean) language plpgsql volatile as $$
 begin
+  lock table operators in share row exclusive mode;
   perform demand('admin');
   perform set_config('mivra.actor', acting_name(remove_operator.actor), true);
   perform keep_an_admin(remove_operator.email);
@@ -156,21 +161,23 @@ language plpgsql volatile as $$
 declare
   oldest timestamptz;
 begin
+  begin_sign_in.email := left(lower(begin_sign_in.email), 200);
+  begin_sign_in.address := left(begin_sign_in.address, 100);
   -- One at a time, so that attempts at once are counted too.
-  perform pg_advisory_xact_lock(hashtext('mivra sign in'));
+  lock table sign_in_attempts in share row exclusive mode;
   delete from sign_in_attempts a where a.at < clock_timestamp() - interval '15 minutes';
   -- Of one address against one person 5, of one address 20, against one person 50: nobody is locked out by a stranger's five.
   select min(a.at) into oldest from sign_in_attempts a
-  where a.email = lower(begin_sign_in.email) or a.address = begin_sign_in.address
-  having count(*) filter (where a.email = lower(begin_sign_in.email) and a.address = begin_sign_in.address) >= 5
+  where a.email = begin_sign_in.email or a.address = begin_sign_in.address
+  having count(*) filter (where a.email = begin_sign_in.email and a.address = begin_sign_in.address) >= 5
     or count(*) filter (where a.address = begin_sign_in.address) >= 20
-    or count(*) filter (where a.email = lower(begin_sign_in.email)) >= 50;
+    or count(*) filter (where a.email = begin_sign_in.email) >= 50;
   if found then
     return query select null::bigint, ceil(extract(epoch from oldest + interval '15 minutes' - clock_timestamp()))::integer;
     return;
   end if;
   return query
-    insert into sign_in_attempts as a (email, address) values (lower(begin_sign_in.email), begin_sign_in.address)
+    insert into sign_in_attempts as a (email, address) values (begin_sign_in.email, begin_sign_in.address)
     returning a.id, 0;
 end
 $$;
@@ -178,7 +185,8 @@ comment on function begin_sign_in is 'Before a password is looked at: an attempt
 
 create function sign_in_failed(email text, address text, why text) returns table (id bigint) language sql volatile as $$
   insert into operator_audit as a (actor, action, target, reason, source)
-  values ('nobody', 'access.failed', lower(sign_in_failed.email), sign_in_failed.why, sign_in_failed.address)
+  values ('nobody', 'access.failed', left(lower(sign_in_failed.email), 200), left(sign_in_failed.why, 200),
+    left(sign_in_failed.address, 100))
   returning a.id
 $$;
 comment on function sign_in_failed is 'A wrong password, or an account without a role, on record';
@@ -220,10 +228,14 @@ language sql stable as $$
 $$;
 comment on function find_session is 'The operator of a session that has not ended, with the role of this moment';
 
-create function touch_session(token_hash text) returns table (seen_at timestamptz) language sql volatile as $$
-  update sessions s set seen_at = clock_timestamp() where s.token_hash = touch_session.token_hash returning s.seen_at
+create function touch_session(token_hash text, idle_seconds integer) returns table (seen_at timestamptz)
+language sql volatile as $$
+  update sessions s set seen_at = clock_timestamp()
+  where s.token_hash = touch_session.token_hash
+    and s.seen_at > clock_timestamp() - make_interval(secs => touch_session.idle_seconds)
+  returning s.seen_at
 $$;
-comment on function touch_session is 'A person has done something: idle time begins anew';
+comment on function touch_session is 'A person has done something: idle time begins anew, unless the session has ended';
 
 create function close_session(token_hash text, address text) returns table (closed boolean) language plpgsql volatile as $$
 declare
@@ -242,7 +254,8 @@ comment on function close_session is 'Signs out; the cookie is worth nothing fro
 create function list_operators()
 returns table (
   operator_id uuid, operator_email text, role text, has_user boolean, added_at timestamptz, seen_at timestamptz)
-language sql stable as $$
+language sql stable security definer set search_path = public, pg_temp as $$
+  select demand('admin');
   select o.operator_id, o.email, o.role, o.user_id is not null, o.added_at,
     (select max(s.seen_at) from sessions s where s.operator_id = o.operator_id)
   from operators o order by lower(o.email)
@@ -319,6 +332,24 @@ comment on function request_bot is
   'The one way for operators to command a bot: row lock, compare-and-set by generation, audit and notification in one '
   'transaction. Without a desired state only the config changes; a killed bot is ended at once, a stopped one drains';
 
+create or replace function request_bots(
+  bots jsonb, desired text, actor text, request_id uuid, reason text default null, source text default null)
+returns table (bot_id text, desired_state text, generation bigint)
+language sql volatile as $$
+  select demand('operator');
+  -- In key order, so that two of these cannot wait for each other.
+  select r.* from (
+    select c.bot_id from bot_control c join bot_status s using (bot_id)
+    where request_bots.bots ? c.bot_id
+      or request_bots.bots is null and (c.desired not in ('stopped', 'killed') or s.state not in ('stopped', 'failed'))
+        -- Who should be dead already is not told to take its time.
+        and (c.desired <> 'killed' or request_bots.desired = 'killed')
+    order by c.bot_id) c
+  cross join lateral request_bot(c.bot_id, request_bots.desired, request_bots.actor, request_bots.request_id,
+    expected_generation => (request_bots.bots ->> c.bot_id)::bigint,
+    reason => request_bots.reason, source => request_bots.source) r;
+$$;
+
 create or replace function set_kill_switch(
   engaged boolean, actor text, reason text default null, source text default null, expected timestamptz default null)
 returns table (engaged_now boolean) language plpgsql volatile as $$
@@ -342,6 +373,31 @@ end
 $$;
 comment on function set_kill_switch is 'Engages or resets the kill switch, for operators; a reset needs a reason';
 
+create or replace function create_bot(bot text, name text, config jsonb, owner uuid default null)
+returns table (bot_id text, created boolean) language plpgsql volatile as $$
+begin
+  perform demand('operator');
+  insert into bot_control as c (bot_id, user_id, name, config)
+  values (create_bot.bot, create_bot.owner, create_bot.name, create_bot.config)
+  on conflict do nothing;
+  return query select create_bot.bot, found;
+end
+$$;
+
+create or replace function configure_deployment(new_timezone text default null, new_currency text default null)
+returns table (timezone text, currency text) language plpgsql volatile as $$
+begin
+  perform demand('admin');
+  if new_timezone is not null and not exists (select from pg_timezone_names where name = new_timezone) then
+    raise exception 'unknown time zone "%"; use a name such as Europe/Berlin', new_timezone using errcode = 'PT422';
+  end if;
+  return query
+    update deployment d
+    set timezone = coalesce(new_timezone, d.timezone), currency = coalesce(new_currency, d.currency)
+    returning d.timezone, d.currency;
+end
+$$;
+
 drop function record_audit;
 create function record_audit(actor text, action text, target text, reason text default null, source text default null)
 returns table (id bigint) language plpgsql volatile as $$
@@ -356,6 +412,49 @@ begin
 end
 $$;
 comment on function record_audit is 'Written before the deed, by who may do it: what cannot be written down is not done';
+
+-- Reads that not everybody may: asked here, since row security does not stop who asks on behalf of somebody
+
+create or replace function bot_output(bot text) returns table (line text)
+language sql stable security definer set search_path = public, pg_temp as $$
+  select demand('operator');
+  select jsonb_array_elements_text(s.output) from bot_status s where s.bot_id = bot_output.bot;
+$$;
+
+create or replace function bot_history(bot text default null, size integer default 50)
+returns table (
+  at timestamptz, bot_id text, actor text, action text, reason text, generation bigint, source text, old jsonb, new jsonb)
+language sql stable security definer set search_path = public, pg_temp as $$
+  select demand('operator');
+  select a.at, a.bot_id, a.actor, a.action, a.reason, a.generation, a.source, a.old, a.new
+  from bot_audit a where a.bot_id = bot_history.bot or bot_history.bot is null order by a.id desc limit size;
+$$;
+
+create or replace function list_audit(area text, size integer default 100)
+returns table (at timestamptz, actor text, action text, target text, reason text, source text)
+language sql stable security definer set search_path = public, pg_temp as $$
+  select demand('operator');
+  select a.at, a.actor, a.action, a.target, a.reason, a.source
+  from operator_audit a where split_part(a.action, '.', 1) = list_audit.area order by a.id desc limit size;
+$$;
+
+create or replace function kill_switch_state()
+returns table (engaged boolean, actor text, reason text, changed_at timestamptz)
+language sql stable security definer set search_path = public, pg_temp as $$
+  select demand('viewer');
+  select coalesce(k.engaged, true), k.actor, case when k.engaged is null then 'Its row is missing' else k.reason end,
+    k.changed_at
+  from (values (1)) as always left join kill_switch k on true;
+$$;
+
+create or replace function audit_source() returns text language sql stable as $$
+  -- What a direct caller says of itself is not believed.
+  select concat_ws(' ', case when is_trusted() then nullif(current_setting('mivra.source', true), '') else caller() end,
+    nullif(current_setting('application_name', true), ''), inet_client_addr()::text)
+$$;
+
+alter function open_trades(text) security definer set search_path = public, pg_temp;
+alter function profile_created() set search_path = public, pg_temp;
 
 -- E-mails
 
@@ -460,7 +559,9 @@ begin
     if has_publication and not exists (
         select from pg_publication_tables
         where pubname = 'supabase_realtime' and schemaname = 'public' and tablename = name) then
-      execute format('alter publication supabase_realtime add table public.%I', name);
+      -- Not what bots write: it would cross the wire with every report.
+      execute format('alter publication supabase_realtime add table public.%I%s', name,
+        case name when 'bot_status' then ' (bot_id, state, observed_generation, error)' else '' end);
     end if;
   end loop;
   return query select has_messages, has_publication;
@@ -491,7 +592,7 @@ comment on function applied_migrations is 'The migrations of this database, with
 create function database_facts()
 returns table (
   now timestamptz, version text, role text, trusted boolean, max_connections integer, connections bigint,
-  broadcast boolean, published text[], operators bigint, admins bigint)
+  broadcast boolean, published text[], operators bigint, admins bigint, on_behalf boolean)
 language sql stable security definer set search_path = public, pg_temp as $$
   select clock_timestamp(), current_setting('server_version'), caller(), is_trusted(),
     current_setting('max_connections')::integer,
@@ -500,33 +601,44 @@ language sql stable security definer set search_path = public, pg_temp as $$
       and exists (select from pg_policy where polname = 'mivra_hints'),
     array(select t.tablename::text from pg_publication_tables t
       where t.pubname = 'supabase_realtime' and t.schemaname = 'public' order by 1),
-    (select count(*) from operators), (select count(*) from operators o where o.role = 'admin')
+    (select count(*) from operators), (select count(*) from operators o where o.role = 'admin'),
+    on_behalf_of() is not null
 $$;
 comment on function database_facts is 'What doctor and the health page look at: clock, version, role, connections, Realtime, operators';
 
 -- Grants. Nothing is anybody's unless it stands here; tests/integration/test_grants.py has the whole table.
 
-revoke all on operators, sessions, sign_in_attempts, operator_audit, kill_switch from public, anon, authenticated;
+revoke all on deployment, profiles, bot_control, bot_status, leases, bot_audit, operator_audit, trade_history, strategy_trades,
+  scanner_performance, kill_switch, operators, sessions, sign_in_attempts, mivra_migrations
+  from public, anon, authenticated, service_role;
+revoke all on sequence bot_audit_id_seq, operator_audit_id_seq, trade_history_id_seq, strategy_trades_id_seq,
+  sign_in_attempts_id_seq from public, anon, authenticated, service_role;
 do $$
 declare
-  fn regprocedure;
+  name text;
 begin
+  foreach name in array '{
+    account_metrics, acting_name, acting_operator, add_operator, announce_trades, applied_migrations,
+    asset_performance, audit_is_append_only, audit_source, begin_sign_in, bot_created, bot_history, bot_output,
+    bots_today, break_even, caller, check_config, claim_bots, close_session, config_rules, configure_deployment,
+    control_audit, control_changed, create_bot, dashboard_metrics, database_facts, demand, deployment_settings,
+    ensure_user, find_session, function_shapes, is_number, is_trusted, keep_an_admin, kill_switch_changed,
+    kill_switch_state, list_audit, list_bots, list_operators, margin, mask_email, may, midnight, notify_event,
+    on_behalf_of, open_session, open_trades, operators_audited, ping_signals, profile_created, record_audit,
+    record_trades, release_lease, remove_operator, report_bots, reporting_day, request_bot, request_bots,
+    revenue_daily, set_kill_switch, set_up_realtime, shown_email, sign_in_failed, status_changed, status_stays,
+    tell, top_users, touch_session, trade_stats, user_growth_daily, win_rate}'::text[] loop
+    execute format('revoke all on function %I from public, anon, authenticated, service_role', name);
+  end loop;
   -- Every write runs as the owner, after it has asked who calls; tables are written by nobody else.
-  for fn in
-    select p.oid from pg_proc p
-    where p.pronamespace = 'public'::regnamespace and p.prokind = 'f' and p.prorettype <> 'trigger'::regtype
-      and p.proowner = (select relowner from pg_class where oid = 'operators'::regclass)
-      and p.provolatile = 'v' and not p.prosecdef
-  loop
-    execute format('alter function %s security definer set search_path = public, pg_temp', fn);
+  foreach name in array '{
+    add_operator, begin_sign_in, claim_bots, close_session, configure_deployment, create_bot, ensure_user,
+    open_session, ping_signals, record_audit, record_trades, release_lease, remove_operator, report_bots,
+    request_bot, request_bots, set_kill_switch, set_up_realtime, sign_in_failed, tell, touch_session}'::text[] loop
+    execute format('alter function %I security definer set search_path = public, pg_temp', name);
   end loop;
 end
 $$;
-revoke execute on function caller, is_trusted, on_behalf_of, acting_operator, may, demand, acting_name, operators_audited,
-  keep_an_admin, add_operator, remove_operator, begin_sign_in, sign_in_failed, open_session, find_session, touch_session,
-  close_session, list_operators, record_audit, shown_email,
-  top_users, tell, ping_signals, set_up_realtime, function_shapes, applied_migrations, database_facts
-  from public, anon, authenticated;
 
 grant usage on schema public to authenticated, service_role, mivra_listener, mivra_bot;
 
@@ -548,22 +660,26 @@ create policy viewer on kill_switch for select to authenticated using ((select m
 create policy operator on bot_audit for select to authenticated using ((select may('operator')));
 create policy operator on operator_audit for select to authenticated using ((select may('operator')));
 create policy admin on operators for select to authenticated
-  using ((select may('admin')) or user_id = (select auth.uid()));
+  using ((select may('admin')));
 alter table operators enable row level security;
 alter table sessions enable row level security;
 alter table sign_in_attempts enable row level security;
 
--- The helpers of the figures read nothing that their caller may not; may() and shown_email() decide for themselves.
-grant execute on function win_rate, margin, break_even, mask_email, midnight, reporting_day, account_metrics, may, caller,
-  is_trusted, on_behalf_of, shown_email to authenticated, service_role;
+grant execute on function may to authenticated;
+grant execute on function win_rate, margin, break_even, mask_email, midnight, reporting_day, account_metrics, may,
+  shown_email to service_role;
+-- The figures themselves are the program's, which caches them: a stranger's account must not be able to make them work.
 grant execute on function dashboard_metrics, revenue_daily, user_growth_daily, top_users, asset_performance, trade_stats,
-  deployment_settings, config_rules, list_bots, bots_today, kill_switch_state, bot_history, list_audit
-  to authenticated, service_role;
+  bots_today to service_role;
+grant execute on function deployment_settings, config_rules, list_bots, kill_switch_state, bot_history, bot_output,
+  list_audit to authenticated, service_role;
 grant execute on function request_bot, request_bots, set_kill_switch, add_operator, remove_operator, list_operators
   to authenticated, service_role;
-grant select on all tables in schema public to service_role;
+grant select on deployment, profiles, bot_control, bot_status, leases, bot_audit, operator_audit, trade_history, strategy_trades,
+  scanner_performance, kill_switch, operators, sessions, sign_in_attempts
+  to service_role;
 grant execute on function create_bot, ensure_user, configure_deployment, record_audit, record_trades, open_trades,
-  bot_output, claim_bots, report_bots, release_lease, ping_signals, begin_sign_in, sign_in_failed, open_session,
+  claim_bots, report_bots, release_lease, ping_signals, begin_sign_in, sign_in_failed, open_session,
   find_session, touch_session, close_session, set_up_realtime, function_shapes, applied_migrations, database_facts
   to service_role;
 grant execute on function claim_bots, report_bots, release_lease, ping_signals, applied_migrations to mivra_listener;
