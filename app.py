@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import streamlit as st
 from starlette.middleware import Middleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from mivra.config import ROOT
-from mivra.web import access, live, problems
+from mivra import config, runtime
+from mivra.errors import ConfigError
+from mivra.store import Store
+from mivra.web import access, gate, live, oidc, passwords, problems
 from mivra.web.boot import boot, say
+from mivra.web.sessions import Sessions, cookie_secret
+from mivra.web.sign_in import Desk
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """Every method is ours to answer below /api/: Streamlit would answer the rest with 200 and its page."""
+
+UNGUARDED: Final = (
+    "{exposed}, but nobody would have to sign in; set SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, or [auth] in "
+    ".streamlit/secrets.toml (README: Sign-in), or serve this machine only: server.address 127.0.0.1 and no "
+    "MIVRA_PUBLIC_URL"
+)
 
 
 @contextlib.asynccontextmanager
@@ -24,7 +38,6 @@ async def lifespan(_app: st.App) -> AsyncIterator[dict[str, Any]]:
     """Start the runtime beside the server and stop both together."""
     live.hub.open()
     watcher = asyncio.create_task(live.watch_exit())
-    say_who_is_answered()
     boot.begin()
     try:
         yield {}
@@ -34,22 +47,84 @@ async def lifespan(_app: st.App) -> AsyncIterator[dict[str, Any]]:
         await asyncio.to_thread(boot.end)
 
 
-def say_who_is_answered() -> None:
-    """The promise of access.py, also when the server was told to listen to the whole network."""
-    address = st.get_option("server.address")
+def door(inside: ASGIApp) -> ASGIApp:
+    """Who is answered; ConfigError when that would be everybody."""
+    address = listens_on()
+    exposed = "" if address in gate.LOCAL_NAMES else f"The server listens on {address or 'every address'}"
+    if os.environ.get("MIVRA_PUBLIC_URL"):
+        exposed = "MIVRA_PUBLIC_URL is set"
+    try:
+        settings = config.load(os.environ)
+    except ConfigError:
+        # The page says it, to this machine.
+        if exposed:
+            raise
+        return gate.LocalOnly(inside)
+    origin = _origin(settings.public_url)
+    providers = oidc.providers(origin)
+    by_password = bool(settings.supabase_url and settings.supabase_publishable_key)
+    if providers or by_password:
+        return signed_in(inside, settings, origin, providers, by_password=by_password)
+    if exposed:
+        raise ConfigError(UNGUARDED.format(exposed=exposed))
     say("there is no sign-in: only this machine is answered")
-    if address not in access.LOCAL_NAMES:
-        say(f"it listens on {address or 'every address'}, but refuses every other machine with 403")
+    return gate.LocalOnly(inside)
+
+
+def listens_on() -> str:
+    """What the server was told; uvicorn has an option of its own."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if (told := getattr(server, "config", None)) is None:
+        return st.get_option("server.address") or ""
+    return str(told.host)
+
+
+def signed_in(
+    inside: ASGIApp, settings: config.Settings, origin: str | None, providers: dict[str, str], *, by_password: bool
+) -> ASGIApp:
+    """The door for who has a session."""
+
+    def verify(email: str, password: str) -> Any:
+        return passwords.verify(str(settings.supabase_url), str(settings.supabase_publishable_key), email, password)
+
+    sessions = Sessions(
+        store,
+        settings.cookie_secret or cookie_secret(settings.home),
+        idle_s=settings.session_idle * 60,
+        secure=(origin or "").startswith("https://"),
+    )
+    access.use(sessions)
+    desk = Desk(sessions, store, verify if by_password else None, providers, oidc.login_url, origin)
+    names = frozenset({gate.host_name(urlsplit(origin).netloc)}) if origin else gate.LOCAL_NAMES
+    say(f"everybody signs in, at {origin or 'this machine only: MIVRA_PUBLIC_URL is not set'}")
+    if not sessions.secure and not names <= gate.LOCAL_NAMES:
+        say("MIVRA_PUBLIC_URL is not https: passwords and cookies can be read on their way")
+    return gate.SignedIn(inside, desk, names, away=start_again)
+
+
+def store() -> Store:
+    """That of the runtime; MivraError while there is none."""
+    return runtime.current().store
+
+
+def start_again() -> None:
+    """With sign-in nobody sees the button for it."""
+    if boot.state == "failed" and boot.retryable:
+        boot.begin()
+
+
+def _origin(url: str | None) -> str | None:
+    return f"{urlsplit(url).scheme}://{urlsplit(url).netloc}".lower() if url else None
 
 
 app = st.App(
-    ROOT / "mivra" / "web" / "router.py",
+    config.ROOT / "mivra" / "web" / "router.py",
     lifespan=lifespan,
     routes=[
         Route("/api/events", live.events, methods=METHODS),
         Route("/api/{path:path}", problems.no_such_route, methods=METHODS),
         Route("/api", problems.no_such_route, methods=METHODS),
     ],
-    middleware=[Middleware(access.LocalOnly)],
+    middleware=[Middleware(gate.Gate, door=door)],
     on_script_error=problems.script_failed,
 )

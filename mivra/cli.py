@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mivra.cache.remote import RemoteTier
 from mivra.config import Settings
 from mivra.control.commands import create_bot
 from mivra.control.listener import Listener
-from mivra.control.signals import Signals
+from mivra.control.signals import open_signals
 from mivra.errors import ConfigError, MigrationError, MivraError
 from mivra.store import database, one, open_store, server_urls
 from mivra.store.fresh import reset
@@ -115,6 +115,8 @@ def _email(text: str) -> str:
 def _doctor() -> int:
     from mivra.doctor import report  # noqa: PLC0415 - the other commands need none of its clients
 
+    # What a pool has to say of a server that is away, a line says.
+    logging.disable(logging.WARNING)
     return report(os.environ, print)
 
 
@@ -237,14 +239,15 @@ def _listen(_: argparse.Namespace, settings: Settings) -> int:
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    with database(settings) as database_url, open_store(settings, application="mivra listen") as store:
+    # Through PostgREST alone there is no such URL: commands are heard of by Realtime then.
+    has_url = settings.embedded or settings.database_url
+    with (
+        database(settings) if has_url else nullcontext() as database_url,
+        open_store(settings, application="mivra listen") as store,
+    ):
         listener = Listener(store, settings.home, config.environ_of(settings))
-        signals = Signals(
-            database_url,
-            on_event=lambda _event: listener.wake(),
-            on_connect=listener.wake,
-            ping=lambda channel: store.call("ping_signals", channel=channel),
-        )
+        wake = listener.wake
+        signals = open_signals(settings, database_url, store, on_event=lambda _event: wake(), on_connect=wake)
         listener.start()
         signals.start()
         print("The listener runs; Ctrl-C hands over to the next one")

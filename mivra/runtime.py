@@ -21,7 +21,7 @@ from mivra.config import Settings, environ_of
 from mivra.control.bots import BotBoard
 from mivra.control.listener import Listener
 from mivra.control.pulse import Pulse
-from mivra.control.signals import Signals
+from mivra.control.signals import open_signals
 from mivra.errors import MigrationError, MivraError
 from mivra.store import connected, server_urls
 from mivra.store.fresh import load_sample_once
@@ -56,8 +56,8 @@ class Runtime:
             fill(settings, str(database_url))
         self.store = connected(settings, database_url, application="mivra")
         self._closing.callback(self.store.close)
-        if names := pending(self.store):
-            raise MigrationError(f"{len(names)} migrations are missing; run: python -m mivra migrate")
+        if pending(self.store):
+            raise MigrationError
         self._configure(settings)
         self.remote = RemoteTier(redis_url)
         self.region = Region(self.remote, on_load=lambda _name: self.changes.publish("data"))
@@ -78,7 +78,9 @@ class Runtime:
         self._pulse.start()
         self._closing.callback(self._pulse.stop)
         self.listener = self._start_listener(settings)
-        self.signals = Signals(database_url, on_event=self._on_event, on_connect=self._on_connect, ping=self._ping)
+        self.signals = open_signals(
+            settings, database_url, self._control, on_event=self._on_event, on_connect=self._on_connect
+        )
         self.signals.start()
         self._closing.callback(self.signals.stop)
 
@@ -113,9 +115,6 @@ class Runtime:
         """Hints may have been missed: everything is looked at again."""
         for event in sorted(EVENTS):
             self._on_event(event)
-
-    def _ping(self, channel: str) -> None:
-        self._control.call("ping_signals", channel=channel)
 
     def _beat(self) -> float:
         # Taken back before the tables are read: what is told meanwhile is read again.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from mivra.web import bot_detail, control_state, filters, fleet, live, panels, trail
+from mivra.web import access, bot_detail, control_state, filters, fleet, live, panels, trail, visitor
 from mivra.web.faces import IDLE_S, chosen, seen_bots
 from mivra.web.fleet import Wanted
 
 
-@st.fragment
+@visitor.fragment
 def fleet_now(which: Wanted) -> None:
     """Table and detail; rerun alone when a bot changes, and with the page when another one is chosen."""
     mark = live.hub.mark("bots")
@@ -24,7 +24,7 @@ def fleet_now(which: Wanted) -> None:
     live.mount("bots", mark, key="live_bots_page", idle_s=IDLE_S)
 
 
-@st.fragment
+@visitor.fragment
 def trail_now() -> None:
     """Who asked for what, of all bots."""
     mark = live.hub.mark("bots")
@@ -34,7 +34,8 @@ def trail_now() -> None:
 
 bots = seen_bots()
 with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-    view = filters.choice("View", "view", {"Fleet": "fleet", "Audit trail": "trail"}, "Fleet")
+    views = {"Fleet": "fleet", "Audit trail": "trail"}
+    view = filters.choice("View", "view", views, "Fleet") if access.may("operator") else "fleet"
     which = fleet.wanted(bots) if bots and view == "fleet" else None
 if view == "trail":
     trail_now()

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -16,6 +17,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
+from tests.pgbouncer import open_store, pooled_run
+
+if TYPE_CHECKING:
+    from tests.supabase.project import Project
 
 # How fast this machine is decides no test.
 settings.register_profile("mivra", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,12 +31,14 @@ settings.load_profile("mivra")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str | None]]:
     """URLs of Postgres and Valkey: embedded ones of this run, or the operator's own by MIVRA_TEST_*."""
     if "MIVRA_TEST_DATABASE_URL" in os.environ:
-        yield os.environ["MIVRA_TEST_DATABASE_URL"], os.environ.get("MIVRA_TEST_REDIS_URL")
+        with pooled_run(os.environ["MIVRA_TEST_DATABASE_URL"]):
+            yield os.environ["MIVRA_TEST_DATABASE_URL"], os.environ.get("MIVRA_TEST_REDIS_URL")
         return
     from mivra.store import embedded  # noqa: PLC0415 - only when it is used
 
     running = embedded.start(tmp_path_factory.mktemp("servers"))
-    yield running.database_url, running.redis_url
+    with pooled_run(running.database_url):
+        yield running.database_url, running.redis_url
     running.close()
 
 
@@ -66,9 +73,22 @@ def redis_url(servers: tuple[str, str | None]) -> str:
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[PostgresStore]:
-    opened = PostgresStore(database_url, max_connections=8, application="mivra tests")
+    opened = open_store(database_url, max_connections=8, application="mivra tests")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def project(request: pytest.FixtureRequest) -> Iterator[Project]:
+    """A Supabase project of the test's own, or the live one of SUPABASE_TEST_URL."""
+    from tests.supabase.project import live_project, open_project  # noqa: PLC0415 - imports that few tests need
+
+    with live_project() as live:
+        if live:
+            yield live
+            return
+    with open_project(request.getfixturevalue("database_url")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

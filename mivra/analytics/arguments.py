@@ -37,5 +37,10 @@ def moment(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a datetime with a time zone, not {value!r}")
 
 
+def flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+
+
 days = between(1, MAX_DAYS)
 limit = between(1, MAX_ROWS)

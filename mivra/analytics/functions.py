@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -21,10 +21,18 @@ from mivra.analytics.results import (
     UserGrowth,
 )
 from mivra.cache import cached
+from mivra.cache.cached import Check
 from mivra.errors import MigrationError
 from mivra.store.base import Row, Store, one
 
 T = TypeVar("T")
+
+_RANKED: Final[dict[str, Check]] = {
+    "limit": check.limit,
+    "account_type": check.account_type,
+    "days": check.days,
+    "revealed": check.flag,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +64,20 @@ def user_growth(store: Store, days: int = 30) -> UserGrowth:
     return _listed(store, UserGrowth, "days", "user_growth_daily", days=days)
 
 
-@cached(ttl_s=300, events=("trade_closed",), limit=check.limit, account_type=check.account_type, days=check.days)
-def top_users_by_pnl(store: Store, limit: int = 10, account_type: AccountType = "real", days: int = 30) -> TopUsers:
-    """The users who won most in the last days, at most 500 (SQL: top_users)."""
-    return _top_users(store, "pnl", limit, account_type, days)
+@cached(ttl_s=300, events=("trade_closed",), **_RANKED)
+def top_users_by_pnl(
+    store: Store, limit: int = 10, account_type: AccountType = "real", days: int = 30, revealed: bool = False
+) -> TopUsers:
+    """The users who won most in the last days, at most 500; e-mails masked unless revealed (SQL: top_users)."""
+    return _top_users(store, "pnl", account=account_type, days=days, size=limit, revealed=revealed)
 
 
-@cached(ttl_s=300, events=("trade_closed",), limit=check.limit, account_type=check.account_type, days=check.days)
-def top_users_by_volume(store: Store, limit: int = 10, account_type: AccountType = "real", days: int = 30) -> TopUsers:
-    """The users who staked most in the last days, at most 500 (SQL: top_users)."""
-    return _top_users(store, "volume", limit, account_type, days)
+@cached(ttl_s=300, events=("trade_closed",), **_RANKED)
+def top_users_by_volume(
+    store: Store, limit: int = 10, account_type: AccountType = "real", days: int = 30, revealed: bool = False
+) -> TopUsers:
+    """The users who staked most in the last days, at most 500; e-mails masked unless revealed (SQL: top_users)."""
+    return _top_users(store, "volume", account=account_type, days=days, size=limit, revealed=revealed)
 
 
 @cached(ttl_s=300, events=("trade_closed",), limit=check.limit, account_type=check.account_type, days=check.days)
@@ -110,8 +122,8 @@ def deployment(store: Store) -> Deployment:
     return _typed({"as_of": as_of, **one(store.call("deployment_settings"))}, Deployment)
 
 
-def _top_users(store: Store, ranking: str, limit: int, account_type: AccountType, days: int) -> TopUsers:
-    return _listed(store, TopUsers, "users", "top_users", ranking=ranking, account=account_type, days=days, size=limit)
+def _top_users(store: Store, ranking: str, **which: object) -> TopUsers:
+    return _listed(store, TopUsers, "users", "top_users", ranking=ranking, **which)
 
 
 def _listed(store: Store, result: type[T], field: str, function: str, /, **params: object) -> T:

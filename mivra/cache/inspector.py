@@ -50,10 +50,15 @@ class Key:
 
 
 class Inspector:
-    def __init__(self, region: Region, remote: RemoteTier, store: Store) -> None:
+    def __init__(self, region: Region, remote: RemoteTier, store: Store, source: str | None = None) -> None:
         self._region = region
         self._remote = remote
         self._store = store
+        self._source = source
+
+    def writing(self, store: Store, source: str) -> Inspector:
+        """The same for deeds that are written down with this store, as done from there."""
+        return Inspector(self._region, self._remote, store, source)
 
     def keys(self) -> tuple[Key, ...]:
         """What Redis holds, and this process; by function and arguments, at most KEYS_SHOWN."""
@@ -104,7 +109,8 @@ class Inspector:
         return removed
 
     def _write_down(self, action: Action, target: str, actor: str, reason: str | None) -> None:
-        self._store.call("record_audit", actor=actor, action=f"cache.{action}", target=masked(target), reason=reason)
+        done = {"action": f"cache.{action}", "target": masked(target)}
+        self._store.call("record_audit", actor=actor, reason=reason, source=self._source, **done)
 
     def _key(self, name: str, held: Held | None, there: tuple[int, float] | None) -> Key:
         function, arguments = parts(name)

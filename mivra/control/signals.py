@@ -1,4 +1,4 @@
-"""The hints of the database: one LISTEN connection a process. A hint says look again; the tables are the truth."""
+"""The hints of the database, however they come: a hint says look again; the tables are the truth."""
 
 from __future__ import annotations
 
@@ -6,39 +6,31 @@ import logging
 import random
 import threading
 import time
-import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
 
-import psycopg
-from psycopg import sql
-
+from mivra.config import Settings
+from mivra.control.line import Ask, Line, News, Source, Transport
+from mivra.control.notify import notifications
 from mivra.errors import StoreError, StoreUnavailable
-from mivra.store.base import Row
-from mivra.store.patience import patience
-from mivra.store.postgres import connect, translated
+from mivra.store.base import Store
 
 log = logging.getLogger(__name__)
 
 BACKOFF_S = (0.2, 5.0)
-"""First and longest pause between two tries to connect; jittered, for ever."""
+"""First and longest pause between two tries to connect; jittered, for ever. First again after one lived so long."""
 LOOK_S = 0.5
 """How often it is looked whether to stop, or to call itself."""
-PING_S = 2.0
-"""How often it calls itself through the database."""
-MISSED = 3
-"""Calls that did not come back, after which the channel counts as deaf and a new connection is tried."""
-SUBSCRIBE_S = 5.0
-"""A server answers LISTEN at once; one that hangs is given up after this long."""
+CALL_S = 2.0
+"""How often it calls itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class SignalsState:
     """For the pages: how changes are heard of. Without the channel the sweeps find them, a second later."""
 
-    transport: Literal["notify", "polling"]
+    transport: Transport
     deaf: bool
     """Connected, but its own calls do not come back."""
     event_age_s: float | None
@@ -49,90 +41,115 @@ class SignalsState:
 class Signals:
     """A thread that calls on_event for each hint, and on_connect when hints may have been missed.
 
-    ping is told a channel to notify, by another connection; its StoreError only says that this cannot be known now.
-    All are called in the thread.
+    All are called in the thread. Without a source there is none: the sweeps do it alone.
     """
 
     def __init__(
-        self,
-        dsn: str,
-        *,
-        on_event: Callable[[str], None],
-        on_connect: Callable[[], None],
-        ping: Callable[[str], object],
+        self, source: Source | None, *, on_event: Callable[[str], None], on_connect: Callable[[], None], ping: Ask
     ) -> None:
-        self._dsn = dsn
+        self._source = source
         self._on_event = on_event
         self._on_connect = on_connect
         self._ping = ping
-        self._channel = f"mivra_ping_{uuid.uuid4().hex}"
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
-        self._connected = self._deaf = False
-        self._connections = self._unanswered = 0
+        self._line: Line | None = None
+        self._deaf = self._is_new = False
+        self._connections = 0
+        self._call_due = 0.0
         self._heard_at: float | None = None
-        self._ping_due = 0.0
 
     def start(self) -> None:
-        self._thread.start()
+        if self._source:
+            self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join()
+        if self._source:
+            self._thread.join()
 
     def state(self) -> SignalsState:
         age = None if self._heard_at is None else time.monotonic() - self._heard_at
-        hears = self._connected and not self._deaf
-        return SignalsState("notify" if hears else "polling", self._deaf, age, max(self._connections - 1, 0))
+        line = None if self._deaf else self._line
+        transport = line.transport if line else "polling"
+        return SignalsState(transport, self._deaf, age, max(self._connections - 1, 0))
 
     def _run(self) -> None:
+        assert self._source  # noqa: S101 - start() sees to it
         pause = BACKOFF_S[0]
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
-                with connect(self._dsn, "mivra signals") as connection, translated():
-                    self._subscribe(connection)
-                    pause = BACKOFF_S[0]
-                    self._on_connect()
-                    self._listen(connection)
+                with self._source() as line, self._at(line):
+                    self._listen(line)
             except StoreError as error:
                 log.warning("No signals from the database: %s", error)
             except Exception:  # The top of the thread: a fault is logged, the thread lives on.
                 log.exception("A signal was not handled")
-            self._connected = False
+            if time.monotonic() - began > BACKOFF_S[1]:
+                pause = BACKOFF_S[0]
             pause = self._rest(pause)
 
-    def _subscribe(self, connection: psycopg.Connection[Row]) -> None:
-        # Subscribed first, read second: the other order loses what comes in between.
-        with patience.within(connection, SUBSCRIBE_S):
-            connection.execute("listen mivra_events")
-            connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
-        self._connected, self._unanswered, self._ping_due = True, 0, 0.0
-        self._connections += 1
+    @contextmanager
+    def _at(self, line: Line) -> Iterator[None]:
+        self._line, self._is_new = line, True
+        try:
+            yield
+        finally:
+            self._line = None
 
-    def _listen(self, connection: psycopg.Connection[Row]) -> None:
+    def _listen(self, line: Line) -> None:
         while not self._stopping.is_set():
-            self._call_itself()
-            if self._unanswered > MISSED:
+            if time.monotonic() >= self._call_due:
+                self._call_due = time.monotonic() + CALL_S
+                with suppress(StoreError):
+                    line.call(self._ping)
+            heard = list(line.wait(LOOK_S))
+            # Before it is handled, which may take its time.
+            if line.overdue:
                 self._deaf = True
-                raise StoreUnavailable(f"{MISSED} calls to itself did not come back: the channel is deaf")
-            for hint in connection.notifies(timeout=LOOK_S, stop_after=1):
-                self._hear(hint)
+                raise StoreUnavailable("A call to itself did not come back: the channel is deaf")
+            for news in heard:
+                self._hear(news)
 
-    def _hear(self, hint: psycopg.Notify) -> None:
-        self._heard_at = time.monotonic()
-        if hint.channel == self._channel:
-            self._unanswered, self._deaf = 0, False
-        else:
-            self._on_event(hint.payload)
-
-    def _call_itself(self) -> None:
-        if time.monotonic() < self._ping_due:
+    def _hear(self, news: str | News) -> None:
+        if news is News.GAP:
+            self._connections += self._is_new
+            self._is_new, self._call_due = False, 0.0
+            self._on_connect()
             return
-        self._ping_due = time.monotonic() + PING_S
-        with suppress(StoreError):
-            self._ping(self._channel)
-            self._unanswered += 1
+        self._heard_at = time.monotonic()
+        if isinstance(news, str):
+            self._on_event(news)
+        else:
+            self._deaf = False
 
     def _rest(self, pause: float) -> float:
         self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         return min(pause * 2, BACKOFF_S[1])
+
+
+def open_signals(
+    settings: Settings,
+    database_url: str | None,
+    store: Store,
+    *,
+    on_event: Callable[[str], None],
+    on_connect: Callable[[], None],
+) -> Signals:
+    """Signals by the best way there is: NOTIFY on a connection of its own, else Realtime, else none. Not started yet.
+
+    The store is what it calls itself by.
+    """
+    source: Source | None = None
+    if database_url:
+        source = notifications(database_url)
+    elif settings.supabase_url and settings.supabase_secret_key:
+        from mivra.control.realtime import Realtime  # noqa: PLC0415 - 0.6 s of imports that nobody else needs
+
+        source = Realtime(settings.supabase_url, settings.supabase_secret_key)
+
+    def ping(channel: str) -> None:
+        store.call("ping_signals", channel=channel, broadcast=not database_url)
+
+    return Signals(source, on_event=on_event, on_connect=on_connect, ping=ping)

@@ -47,9 +47,12 @@ def migrate(dsn: str) -> list[str]:
 
 def pending(store: Store) -> list[str]:
     """Names of the migrations that are not applied yet; MigrationError when the schema is another release's."""
-    return [
-        migration.name for migration in _missing({r["name"]: r["checksum"] for r in store.call("applied_migrations")})
-    ]
+    try:
+        applied = store.call("applied_migrations")
+    except MigrationError:
+        # An earlier release had no such function.
+        applied = []
+    return [migration.name for migration in _missing({row["name"]: row["checksum"] for row in applied})]
 
 
 @contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from functools import lru_cache
+from threading import Lock
 from typing import Any, LiteralString, Self
 from uuid import UUID
 
@@ -50,6 +53,9 @@ KEEPALIVE: dict[str, Any] = {
 }
 """Seconds (the last: milliseconds); a peer that vanished is noticed within a minute, in 10 s while one sends."""
 
+SAID_AGAIN_S = 60.0
+"""How long nothing more is logged of a database that cannot be reached; the pool says it at every try."""
+
 BY_CODE: dict[str, type[StoreError]] = {
     "08": StoreUnavailable,
     "57P": StoreUnavailable,
@@ -71,6 +77,22 @@ BY_CODE: dict[str, type[StoreError]] = {
 """SQLSTATE, or its beginning, to our tree; the longest match counts. PTnnn is raised by our own functions."""
 
 
+class _Seldom(logging.Filter):
+    """Of what the pool logs, only why it cannot connect: every call says itself what became of it."""
+
+    due = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created < self.due or not record.getMessage().startswith("error connecting"):
+            return False
+        self.due = record.created + SAID_AGAIN_S
+        return True
+
+
+_seldom = _Seldom()
+logging.getLogger("psycopg.pool").addFilter(_seldom)
+
+
 class PostgresStore:
     """A store over one Postgres; safe to share between threads."""
 
@@ -78,6 +100,7 @@ class PostgresStore:
         """pooled: the DSN leads to a pooler in transaction mode, where no setting outlives a transaction."""
         self._local = {"statement_timeout": str(STATEMENT_TIMEOUT_MS)} if pooled else {}
         self._counts: Counter[str] = Counter()
+        self._counting = Lock()
         self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
             dsn,
             min_size=0 if max_connections == 1 else 1,
@@ -87,7 +110,8 @@ class PostgresStore:
             max_idle=300 if max_connections > 1 else 30,
             max_lifetime=1800,
             reconnect_timeout=RECONNECT_S,
-            check=_check,
+            # Not as a parameter of the connection: a pooler refuses those that it does not know, or forgets them.
+            configure=None if pooled else _limit_statements,
             kwargs={
                 **KEEPALIVE,
                 "autocommit": True,
@@ -95,8 +119,6 @@ class PostgresStore:
                 "prepare_threshold": None,
                 "row_factory": dict_row,
                 "application_name": application,
-                # A pooler need not know this parameter, and refuses the connection then.
-                **({} if pooled else {"options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"}),
             },
             open=True,
         )
@@ -106,9 +128,9 @@ class PostgresStore:
         values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in params.items()}
         statement = _statement(function, tuple(params))
         try:
-            return repeated(function, lambda: self._ask(statement, values), lambda: self._counts.update(["retries"]))
+            return repeated(function, lambda: self._ask(statement, values), lambda: self._count("retries"))
         except StoreError:
-            self._counts["errors"] += 1
+            self._count("errors")
             raise
 
     def on_behalf_of(self, operator_id: UUID) -> Self:
@@ -120,15 +142,14 @@ class PostgresStore:
     def statistics(self) -> StoreStatistics:
         """See Store.statistics."""
         pool, counts = self._pool.get_stats(), self._counts
-        size = pool.get("pool_size", 0)
         return StoreStatistics(
             limit=pool.get("pool_max", 0),
-            size=size,
-            in_use=size - pool.get("pool_available", 0),
+            size=pool.get("pool_size", 0),
+            in_use=counts["in use"],
             waiting=pool.get("requests_waiting", 0),
             waits=pool.get("requests_queued", 0),
             wait_ms=pool.get("requests_wait_ms", 0),
-            lost=pool.get("connections_lost", 0) + pool.get("connections_errors", 0),
+            lost=pool.get("returns_bad", 0) + pool.get("connections_errors", 0),
             errors=counts["errors"],
             retries=counts["retries"],
             queries=counts["queries"],
@@ -138,9 +159,13 @@ class PostgresStore:
         """See Store.close."""
         self._pool.close()
 
+    def _count(self, name: str, by: int = 1) -> None:
+        with self._counting:
+            self._counts[name] += by
+
     def _ask(self, statement: sql.Composed, values: dict[str, object]) -> list[Row]:
-        self._counts["queries"] += 1
-        with translated(), self._pool.connection() as connection, patience.within(connection, ANSWER_S):
+        self._count("queries")
+        with translated(), self._connection() as connection, patience.within(connection, ANSWER_S):
             if not self._local:
                 return connection.execute(statement, values).fetchall()
             # Sent at once: a transaction costs no more round trips than a statement.
@@ -149,10 +174,30 @@ class PostgresStore:
                 cursor = connection.execute(statement, values)
             return cursor.fetchall()
 
+    @contextmanager
+    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+        """One that lives. The dead are put away at once: the pool's own check waits seconds after the second."""
+        deadline = time.monotonic() + POOL_WAIT_S
+        while not _lives(connection := self._pool.getconn(deadline - time.monotonic())):
+            self._pool.putconn(connection)
+        self._count("in use")
+        try:
+            yield connection
+        finally:
+            self._count("in use", -1)
+            self._pool.putconn(connection)
 
-def _check(connection: psycopg.Connection[Row]) -> None:
+
+def _lives(connection: psycopg.Connection[Row]) -> bool:
+    with suppress(psycopg.Error), patience.within(connection, ANSWER_S):
+        connection.execute("")
+        return True
+    return False
+
+
+def _limit_statements(connection: psycopg.Connection[Row]) -> None:
     with patience.within(connection, ANSWER_S):
-        ConnectionPool.check_connection(connection)
+        connection.execute("select set_config('statement_timeout', %s, false)", [str(STATEMENT_TIMEOUT_MS)])
 
 
 @lru_cache(maxsize=256)

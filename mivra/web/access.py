@@ -1,65 +1,93 @@
-"""Who is answered while there is no sign-in: this machine, under its own name, and nobody else."""
+"""Who looks at a page, and what they may: asked anew at each run of it; the database decides again at each write."""
 
 from __future__ import annotations
 
-import ipaddress
-import logging
+import socket
+from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+import streamlit as st
 
-LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+from mivra import runtime
+from mivra.errors import PermissionDenied
+from mivra.store import Store
+from mivra.web.sessions import ROLES, Role, Session, Sessions
 
-SENTENCE: Final = (
-    "This dashboard has no sign-in, so it answers only to this machine: open http://localhost:{port} on it.\n"
-)
-
-logger = logging.getLogger(__name__)
+ENDED: Final = "Your session has ended. Sign in again."
+READ_ONLY: Final = "Nothing can be changed from this dashboard: it was started with MIVRA_READ_ONLY."
+UNCONFIRMED: Final = "The database does not answer, so nobody can say what you may do now. Try again when it is back."
 
 
-class LocalOnly:
-    """ASGI middleware: 403 for a client of another machine, and for a Host that is not this machine's name.
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who looks at the page."""
 
-    The second keeps out a web page whose own name was pointed at 127.0.0.1 (DNS rebinding). It holds whatever
-    address the server listens on.
+    operator_id: UUID | None
+    """None without sign-in."""
+    name: str
+    """E-mail, or operator@host without sign-in."""
+    role: Role
+    signed_in: bool
+    """False without sign-in: then the person is the program itself, and may everything."""
+    confirmed: bool = True
+    """False while the database is away and the session is believed without it."""
+
+
+_sessions: Final[list[Sessions]] = []
+
+
+def use(sessions: Sessions | None) -> None:
+    """Called once a start, by the door: the sessions of its visitors, or None when there is no sign-in."""
+    _sessions[:] = [sessions] if sessions else []
+
+
+def person() -> Person:
+    """Who looks; to be asked anew at each run.
+
+    Raises PermissionDenied when the session has ended, StoreUnavailable when that cannot be known.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or is_local(scope):
-            await self._app(scope, receive, send)
-            return
-        logger.warning("refused %s from %s: not this machine", scope["path"], (scope.get("client") or ("unknown",))[0])
-        if scope["type"] == "websocket":
-            # Closed before it is accepted: the server answers the handshake with 403.
-            await send({"type": "websocket.close", "code": 1008, "reason": "this machine only"})
-            return
-        port = (scope.get("server") or ("", 8501))[1]
-        await PlainTextResponse(SENTENCE.format(port=port), status_code=403)(scope, receive, send)
+    if not _sessions:
+        return Person(None, f"operator@{socket.gethostname()}", "admin", signed_in=False)
+    session = _session()
+    return Person(session.operator_id, session.email, session.role, signed_in=True, confirmed=session.confirmed)
 
 
-def is_local(scope: Scope) -> bool:
-    """Whether client and Host header are both this machine."""
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    return (
-        _is_loopback(scope.get("client")) and len(hosts) == 1 and host_name(hosts[0].decode("latin-1")) in LOCAL_NAMES
-    )
+def may(role: Role) -> bool:
+    """Whether the person has at least this role; raises as person() does."""
+    return ROLES.index(person().role) >= ROLES.index(role)
 
 
-def host_name(header: str) -> str:
-    """The name of a Host header without its port; brackets of IPv6 removed."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
+def may_write(role: Role) -> bool:
+    """Whether the person may change what needs this role, from this dashboard."""
+    return not runtime.current().settings.read_only and may(role)
 
 
-def _is_loopback(client: tuple[str, int] | None) -> bool:
-    try:
-        address = ipaddress.ip_address(client[0] if client else "")
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+def writer() -> Store:
+    """The store on behalf of the person, for what changes something; PermissionDenied says why not."""
+    here = runtime.current()
+    if here.settings.read_only:
+        raise PermissionDenied(READ_ONLY)
+    who = person()
+    if not who.confirmed:
+        raise PermissionDenied(UNCONFIRMED)
+    return here.store.on_behalf_of(who.operator_id) if who.operator_id else here.store
+
+
+def touch() -> None:
+    """The person has done something: idle time begins anew. Not to be called for a rerun that the live component asked
+    for. Writes at most once a minute."""
+    if _sessions:
+        _sessions[0].touch(_cookie())
+
+
+def _session() -> Session:
+    session = _sessions[0].find(_cookie())
+    if session is None:
+        raise PermissionDenied(ENDED)
+    return session
+
+
+def _cookie() -> str | None:
+    """As the websocket of this page was opened with; the door has let it in."""
+    return st.context.cookies.get(_sessions[0].cookie_name)

@@ -14,7 +14,7 @@ from mivra.control.commands import ConfigRule, Order, config_rules, request_bot
 from mivra.control.reconcile import KILL_AFTER_S
 from mivra.errors import MivraError
 from mivra.store.base import Store
-from mivra.web import deeds, panels
+from mivra.web import access, deeds, panels
 from mivra.web import format as fmt
 from mivra.web.faces import AT_REST, drain_s
 from mivra.web.sidebar import request_id
@@ -106,13 +106,11 @@ def _send(bot: Bot, config: dict[str, Any], form: str) -> None:
         if config == bot.config:
             st.info("Nothing is changed.", icon=":material/info:")
             return
-        order = Order(
-            deeds.actor(), reason or None, deeds.source(), request_id(bot, json.dumps(config, sort_keys=True))
-        )
+        request = request_id(bot, json.dumps(config, sort_keys=True))
         try:
-            here = runtime.current()
-            request_bot(here.store, bot.bot_id, None, order, config=config, expected_generation=bot.generation)
-            here.board.refresh()
+            order = Order(deeds.actor(), reason or None, deeds.source(), request)
+            request_bot(access.writer(), bot.bot_id, None, order, config=config, expected_generation=bot.generation)
+            runtime.current().board.refresh()
         except MivraError as error:
             st.error(deeds.refusal(error), icon=":material/block:")
             return

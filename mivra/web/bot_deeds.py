@@ -10,6 +10,7 @@ from mivra import runtime
 from mivra.control.bots import Bot, Desired
 from mivra.control.commands import Order, request_bot, request_bots
 from mivra.control.reconcile import DRAIN_S, KILL_AFTER_S
+from mivra.web import access
 from mivra.web import format as fmt
 from mivra.web.deeds import Deed, Said, typed
 from mivra.web.faces import AT_REST, VERBS, allowed, drain_s
@@ -68,16 +69,16 @@ def _open_now(bots: Sequence[Bot]) -> str:
 
 def command(bots: Sequence[Bot] | None, desired: Desired, order: Order) -> int:
     """Ask, and have it shown at once; how many were asked. None means all that are not at rest."""
-    here = runtime.current()
+    store = access.writer()
     if bots is not None and len(bots) == 1 and desired != "killed":
-        request_bot(here.store, bots[0].bot_id, desired, order, expected_generation=bots[0].generation)
+        request_bot(store, bots[0].bot_id, desired, order, expected_generation=bots[0].generation)
         asked = 1
     else:
         # A stop or a kill is not held up by somebody who was faster.
         seen = None if bots is None else {bot.bot_id: bot.generation for bot in bots}
         names = list(seen) if seen is not None and desired in ("stopped", "killed") else seen
-        asked = len(request_bots(here.store, names, desired, order))
-    here.board.refresh()
+        asked = len(request_bots(store, names, desired, order))
+    runtime.current().board.refresh()
     return asked
 
 

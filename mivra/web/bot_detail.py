@@ -13,7 +13,7 @@ from mivra.control.bots import Bot
 from mivra.control.commands import bot_output
 from mivra.errors import MivraError
 from mivra.store.base import Store
-from mivra.web import bot_config, cards, filters, panels, trail
+from mivra.web import access, bot_config, cards, filters, panels, trail
 from mivra.web import format as fmt
 from mivra.web.faces import FACES, cpu, killed_by, trouble, uptime_s, waiting_for
 from mivra.web.tables import MAX_ROWS
@@ -35,7 +35,8 @@ def draw(bot: Bot, day: BotDay | None) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.subheader(fmt.plain(bot.name), anchor=False, width="content")
-            part = filters.choice("Detail", "detail", PARTS, "Status")
+            known = parts()
+            part = filters.choice("Detail", "detail", known, "Status") if len(known) > 1 else "status"
         _head(bot, zone)
         if part == "status":
             _figures(bot, day, currency)
@@ -45,6 +46,12 @@ def draw(bot: Bot, day: BotDay | None) -> None:
             bot_config.draw(bot)
         else:
             trail.draw(bot)
+
+
+def parts() -> dict[str, str]:
+    """What the person may see of a bot, or change."""
+    needs = {"Log": access.may, "History": access.may, "Config": access.may_write}
+    return {name: part for name, part in PARTS.items() if name not in needs or needs[name]("operator")}
 
 
 def _head(bot: Bot, zone: str) -> None:

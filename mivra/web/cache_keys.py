@@ -15,11 +15,12 @@ from mivra.cache import CachedFunction
 from mivra.cache.entry import VALUES, Spec, parts
 from mivra.cache.inspector import KEYS_SHOWN, Action, Key, masked
 from mivra.errors import MivraError
-from mivra.web import deeds, panels, tables
+from mivra.web import access, deeds, panels, tables
 from mivra.web import format as fmt
 from mivra.web.columns import CACHE_KEYS, words
 from mivra.web.deeds import Deed, Said
 from mivra.web.definitions import define
+from mivra.web.sessions import Role
 
 ALL: Final = "all"
 FLUSH_WORD: Final = "flush"
@@ -61,6 +62,14 @@ FACES: Final[dict[Action, Face]] = {
         "The next viewer of each waits for the database, and sees nothing while that is away.",
     ),
 }
+
+NEEDS: Final[dict[Action, Role]] = {
+    "refresh": "operator",
+    "make_stale": "operator",
+    "delete": "admin",
+    "flush": "admin",
+}
+"""As SQL: record_audit has it, which refuses the rest."""
 
 
 def specs() -> list[Spec]:
@@ -127,14 +136,16 @@ def _detail(key: Key) -> None:
             st.code(runtime.current().inspector.preview(key.name), language="json", height=320)
         except MivraError as error:
             st.warning(fmt.sentence(str(error)), icon=":material/info:")
-        deeds.button(deed("refresh", key.name), "Refresh this key")
+        if access.may_write(NEEDS["refresh"]):
+            deeds.button(deed("refresh", key.name), "Refresh this key")
 
 
 def _buttons(function: str) -> None:
     """The deeds that concern more than one key; a chosen function is suggested as their target."""
     targets: dict[Action, str] = {"make_stale": function, "delete": function and f"{function}:*", "flush": ""}
     for action, target in targets.items():
-        deeds.button(deed(action, target))
+        if access.may_write(NEEDS[action]):
+            deeds.button(deed(action, target))
 
 
 def deed(action: Action, suggested: str) -> Deed:
@@ -170,7 +181,7 @@ def matching(pattern: str) -> str:
 
 def _do(action: Action, said: Said) -> str:
     """What happened, in a sentence."""
-    inspector, who = runtime.current().inspector, deeds.actor()
+    inspector, who = runtime.current().inspector.writing(access.writer(), deeds.source()), deeds.actor()
     match action:
         case "refresh":
             inspector.refresh(said.target, who, said.reason)

@@ -18,7 +18,7 @@ from mivra.cache.local import MAX_ENTRIES
 from mivra.cache.server import RedisState
 from mivra.cache.statistics import FunctionStatistics, Point, Report
 from mivra.errors import MivraError
-from mivra.web import cards, live, panels, tables
+from mivra.web import cards, live, panels, tables, visitor
 from mivra.web import format as fmt
 from mivra.web.cache_keys import kept, specs
 from mivra.web.columns import CACHE, CACHE_AUDIT
@@ -61,7 +61,7 @@ class Line:
         return "Not read" if rate is None else "Met" if rate >= TARGET else "Below"
 
 
-@st.fragment
+@visitor.fragment
 def figures(window: str) -> None:
     """What was counted in the window, and the tiers; rerun alone every few seconds."""
     mark, here, zone = live.hub.mark("data"), runtime.current(), panels.zone_and_currency()[0]

@@ -7,6 +7,7 @@ from typing import Final
 import streamlit as st
 
 from mivra import runtime
+from mivra.control.line import Transport
 from mivra.control.listener import ListenerState
 from mivra.control.signals import SignalsState
 from mivra.web import format as fmt
@@ -17,6 +18,13 @@ NO_LISTENER: Final = (
     "This dashboard runs no listener (`MIVRA_LISTENER` is off): commands wait for `python -m mivra listen`."
 )
 
+WAYS: Final[dict[Transport, str]] = {
+    "notify": "the database notifies (NOTIFY)",
+    "broadcast": "the database broadcasts them by Supabase Realtime",
+    "postgres_changes": "Supabase Realtime sees them in the tables, half a second late",
+    "polling": "by looking once a second",
+}
+
 
 def draw() -> None:
     """One line; what is wrong above it, in red."""
@@ -25,13 +33,13 @@ def draw() -> None:
     signals = here.signals.state()
     for problem in problems(listener, signals):
         st.error(problem, icon=":material/error:")
-    notified = signals.transport == "notify"
+    notified = signals.transport != "polling"
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(
             "Notified" if notified else "Polling",
             icon=":material/bolt:" if notified else ":material/hourglass_top:",
             color="green" if notified else "orange",
-            help="How changes are heard of: by notification, or by looking once a second.",
+            help=f"How changes are heard of: {WAYS[signals.transport]}.",
         )
         st.caption(summary(listener, signals), width="content")
 

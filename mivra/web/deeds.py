@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from typing import Any
 import streamlit as st
 
 from mivra.control.commands import Order
-from mivra.errors import MivraError, StoreUnavailable
+from mivra.errors import MivraError, PermissionDenied, StoreUnavailable
+from mivra.web import access
 from mivra.web import format as fmt
 
 
@@ -110,12 +110,13 @@ def refusal(error: MivraError) -> str:
     """Why it was not done."""
     if isinstance(error, StoreUnavailable):
         return "Not confirmed: the database did not answer. Look at the state; asking again here does it once at most."
-    return f"Not done. {fmt.sentence(str(error))}"
+    why = fmt.sentence(str(error))
+    return f"Not done. {why[0].upper() + why[1:] if isinstance(error, PermissionDenied) else why}"
 
 
 def actor() -> str:
-    """Who asks, until there is a sign-in."""
-    return f"operator@{socket.gethostname()}"
+    """Who asks."""
+    return access.person().name
 
 
 def source() -> str:

@@ -23,7 +23,7 @@ DEFINITIONS: Final = {
     "active users": "Distinct users with a trade opened in the last 24 hours, 7 days or 30 days.",
     "conversion": "Users with a real trade / users with any trade.",
     "sign-up conversion": "Of the users who signed up in that time, those who have traded real since.",
-    "top users": "Settled trades per user over the chosen period; ties are broken by user id, e-mails are masked.",
+    "top users": "Settled trades per user over the chosen period; ties are broken by user id. Operators see e-mails.",
     "asset performance": "Settled trades per asset over the chosen period, and what is open on it now.",
     "active bot": "Observed state running, with a heartbeat that is not stale.",
     "bots": "By what the listener observes: a heartbeat that is older than 10 s makes a state unknown.",

@@ -12,7 +12,7 @@ import streamlit as st
 from mivra import analytics
 from mivra.analytics.results import BotDay, BotsToday
 from mivra.control.bots import Bot, Desired
-from mivra.web import bot_deeds, cards, deeds, panels, tables
+from mivra.web import access, bot_deeds, cards, deeds, panels, tables
 from mivra.web import format as fmt
 from mivra.web.columns import FLEET
 from mivra.web.faces import FACES, VERBS, allowed, trouble
@@ -127,8 +127,9 @@ def draw(bots: Sequence[Bot], which: Wanted) -> tuple[list[Line], list[Line]]:
             tables.download(File("bots", shown, FLEET))
     with sums:
         _sums(selected or shown, currency, "selected" if selected else "shown")
-    with bulk:
-        _commands([line.bot for line in selected], bots)
+    if access.may_write("operator"):
+        with bulk:
+            _commands([line.bot for line in selected], bots)
     return every, selected
 
 

@@ -11,7 +11,7 @@ import streamlit as st
 from mivra import runtime
 from mivra.control.bots import KillSwitch
 from mivra.control.commands import set_kill_switch
-from mivra.web import deeds, panels
+from mivra.web import access, deeds, panels
 from mivra.web import format as fmt
 from mivra.web.deeds import Deed, Said
 
@@ -41,11 +41,11 @@ def notice(switch: KillSwitch) -> None:
     what = f"Since {since}, by {fmt.plain(switch.actor or 'somebody')}. {why} {HELD}"
     with st.container(horizontal=True, vertical_alignment="center", wrap=False):
         st.error(what, icon=ICON, title="The kill switch is on")
-        deeds.button(reset(), "Reset")
+        if access.may_write("operator"):
+            deeds.button(reset(), "Reset")
 
 
 def _set(engaged: bool, said: Said, expected: datetime | None = None) -> str:
-    here = runtime.current()
-    set_kill_switch(here.store, said.order(), engaged=engaged, expected=expected)
-    here.board.refresh()
+    set_kill_switch(access.writer(), said.order(), engaged=engaged, expected=expected)
+    runtime.current().board.refresh()
     return "The kill switch is on." if engaged else "The kill switch is off."

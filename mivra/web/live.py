@@ -22,6 +22,7 @@ import streamlit as st
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from mivra.web import access
 from mivra.web.problems import problem
 
 Topic = Literal["bots", "data"]
@@ -34,6 +35,9 @@ COALESCE_S: Final = 0.2
 
 EXIT_LOOK_S: Final = 0.25
 """How often it is looked whether the server wants to stop: it waits for open streams."""
+
+GESTURE_S: Final = 60.0
+"""A click is told with the next rerun; somewhere on a page that is every ten seconds."""
 
 STATIC: Final = Path(__file__).parent / "static"
 
@@ -142,7 +146,8 @@ _component = st.components.v2.component(
 def mount(topic: Topic, mark: str, *, key: str, indicator: bool = False, idle_s: float | None = None) -> None:
     """Rerun what this is mounted in (the page, or a fragment) as soon as the topic's mark is not this one any more.
 
-    With idle_s also when nothing changed for so long: figures age although no trade closes.
+    With idle_s also when nothing changed for so long: figures age although no trade closes. A person who has clicked or
+    typed lately is noted with it.
     """
     _component(
         key=key,
@@ -153,6 +158,12 @@ def mount(topic: Topic, mark: str, *, key: str, indicator: bool = False, idle_s:
             "idle_ms": idle_s and idle_s * 1000,
             "drawn": time.time(),
         },
-        on_changed_change=lambda: None,
+        on_changed_change=lambda: note(key),
         height="content",
     )
+
+
+def note(key: str) -> None:
+    """A rerun may be nobody's: that a person is there is told by the clicks and keys of a short while ago."""
+    if st.session_state[key]["changed"]["still_s"] < GESTURE_S:
+        access.touch()

@@ -12,7 +12,7 @@ import streamlit as st
 from mivra import runtime
 from mivra.analytics import Deployment
 from mivra.config import ROOT
-from mivra.web import deeds, filters, kill_switch, live, panels, sidebar
+from mivra.web import deeds, filters, kill_switch, live, panels, sidebar, visitor
 from mivra.web.boot import boot
 from mivra.web.problems import script_failed
 
@@ -52,7 +52,7 @@ def main() -> None:
             for section, pages in PAGES.items()
         }
     )
-    if started():
+    if started() and visitor.is_there():
         frame(page)
 
 
@@ -92,7 +92,7 @@ def frame(page: st.Page) -> None:
     with foot:
         idle_s = IDLE_TROUBLE_S if looks.errors or board.error else IDLE_S
         live.mount("data", mark, key="live_data", indicator=True, idle_s=idle_s)
-        st.caption(":material/lock: No sign-in: this machine only")
+        visitor.foot()
     deeds.draw()
 
 

@@ -9,8 +9,8 @@ import streamlit as st
 
 from mivra import runtime
 from mivra.control.bots import Bot, Desired, KillSwitch
-from mivra.errors import MivraError
-from mivra.web import bot_deeds, deeds, kill_switch, live, panels, tables
+from mivra.errors import MivraError, PermissionDenied
+from mivra.web import access, bot_deeds, deeds, kill_switch, live, panels, tables, visitor
 from mivra.web import format as fmt
 from mivra.web.deeds import Said
 from mivra.web.faces import FACES, IDLE_S, VERBS, allowed, chosen, progress, seen_bots, trouble, waiting_for
@@ -41,7 +41,7 @@ def labels(bots: tuple[Bot, ...]) -> dict[str, str]:
     return {bot.bot_id: bot.name if often[bot.name] == 1 else f"{bot.name} ({bot.bot_id})" for bot in bots}
 
 
-@st.fragment
+@visitor.fragment
 def control(known: tuple[str, ...], switch: KillSwitch) -> None:
     """The chosen bot; reruns when any bot changes, and the page with it when it is no more what the page shows."""
     mark = live.hub.mark("bots")
@@ -51,10 +51,11 @@ def control(known: tuple[str, ...], switch: KillSwitch) -> None:
     if bots:
         bot = chosen(bots)
         show(bot)
-        buttons(bot)
+        if access.may_write("operator"):
+            buttons(bot)
     else:
         st.caption("No bots yet. Add one: `python -m mivra add-bot --help`")
-    if not switch.engaged:
+    if not switch.engaged and access.may_write("operator"):
         deeds.button(kill_switch.engage(), "Kill switch", width="stretch")
     live.mount("bots", mark, key="live_bots", idle_s=IDLE_S)
 
@@ -119,4 +120,5 @@ def ask(bot: Bot, desired: Desired, request: uuid.UUID) -> None:
     try:
         bot_deeds.command([bot], desired, Said("", None, request).order())
     except MivraError as error:
-        st.session_state["bot_problem"] = f"{deeds.refusal(error)} Look at its state and ask again."
+        hint = "" if isinstance(error, PermissionDenied) else " Look at its state and ask again."
+        st.session_state["bot_problem"] = f"{deeds.refusal(error)}{hint}"

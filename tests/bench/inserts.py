@@ -29,6 +29,7 @@ from psycopg import sql
 
 from mivra.bot.trade import Trade, moment
 from mivra.bot.trader import MAX_UNWRITTEN
+from mivra.control.notify import notifications
 from mivra.control.signals import Signals
 from mivra.errors import StoreUnavailable
 from mivra.store import embedded
@@ -238,7 +239,9 @@ def dashboard(url: str) -> Iterator[None]:
 
 
 def listen(url: str, parent: Pipe) -> None:
-    signals = Signals(url, on_event=lambda _event: None, on_connect=lambda: parent.send("listens"), ping=_unknown)
+    signals = Signals(
+        notifications(url), on_event=lambda _event: None, on_connect=lambda: parent.send("listens"), ping=_unknown
+    )
     signals.start()
     with suppress(EOFError):
         parent.recv()

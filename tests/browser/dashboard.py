@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+ROUTER = ROOT / "mivra" / "web" / "router.py"
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-connection-state="CONNECTED"]'
 START_S = 90
 """The first start makes a database and fills it."""
 WAIT_MS = 30_000
+ROW_PX = 35
 
 QUIET = (
     "--disable-gpu",
@@ -105,3 +108,16 @@ def settle(page: Page) -> None:
     """Wait until the page is drawn."""
     page.wait_for_selector(IDLE, state="attached", timeout=WAIT_MS)
     page.wait_for_selector('[data-testid="stSkeleton"]', state="detached", timeout=WAIT_MS)
+
+
+def click_box(page: Page, row: int) -> None:
+    """Click the box of a row; a table is a canvas, so it is clicked where the box is drawn."""
+    table = page.locator('[data-testid="stDataFrame"]').first
+    expect(table.get_by_test_id("data-grid-canvas")).to_be_visible(timeout=WAIT_MS)
+    table.click(position={"x": ROW_PX / 2, "y": ROW_PX * (row + 1.5)})
+
+
+def open_page(name: str) -> AppTest:
+    """The page without a browser, drawn once."""
+    app = AppTest.from_file(str(ROUTER), default_timeout=60).run()
+    return app if name == "overview" else app.switch_page(f"../../pages/{name}.py").run()

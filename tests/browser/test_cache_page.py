@@ -25,7 +25,7 @@ from mivra.cache.remote import KEEP_S
 from mivra.store.embedded.places import Places
 from mivra.store.sample import load_sample
 from mivra.web.cache_keys import specs
-from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle
+from tests.browser.dashboard import WAIT_MS, Dashboard, click_box, serve, settle
 from tests.browser.proxy import Door
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_live import _reach, _url
@@ -33,7 +33,6 @@ from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
 
 PARTS = ("Figures", "Keys", "Audit log")
-ROW_PX = 35
 CLOSED_PORT = 9
 """Nothing listens there: it is where what is sent is thrown away."""
 
@@ -75,10 +74,8 @@ def open_deed(page: Page, name: str) -> Locator:
 
 
 def tick(page: Page, row: int) -> None:
-    """Choose a key; the table is drawn on a canvas, so it is clicked where the box is."""
-    box = page.locator('[data-testid="stDataFrame"]').bounding_box()
-    assert box
-    page.mouse.click(box["x"] + ROW_PX / 2, box["y"] + ROW_PX * (row + 1.5))
+    """Choose a key."""
+    click_box(page, row)
     expect(page.locator('[data-testid="stCode"]')).to_be_visible()
 
 

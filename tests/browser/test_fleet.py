@@ -14,12 +14,11 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from mivra.store.embedded.places import Places
-from tests.browser.dashboard import WAIT_MS, Dashboard, settle
+from tests.browser.dashboard import WAIT_MS, Dashboard, click_box, settle
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
 
-ROW_PX = 35
 STOP_MS = 40_000
 """The promise is 25 s, and the browser may be slow."""
 
@@ -75,11 +74,9 @@ def go(page: Page, dashboard: Dashboard, query: str = "") -> None:
 
 
 def tick(page: Page, *rows: int) -> None:
-    """Select bots; the table is drawn on a canvas, so it is clicked where the boxes are."""
+    """Select bots, one after another."""
     for number, row in enumerate(rows, 1):
-        box = page.locator('[data-testid="stDataFrame"]').first.bounding_box()
-        assert box
-        page.mouse.click(box["x"] + ROW_PX / 2, box["y"] + ROW_PX * (row + 1.5))
+        click_box(page, row)
         expect(page.get_by_text(f"bots, {number} selected")).to_be_visible()
         settle(page)
 
@@ -236,6 +233,7 @@ def test_the_audit_trail_of_all_is_a_file_that_says_who_what_and_why(
     page: Page, dashboard: Dashboard, tmp_path: Path
 ) -> None:
     query(dashboard, "select request_bot('paper-tesla', 'stopped', 'ann', gen_random_uuid(), reason => '=1+1')")
+    query(dashboard, "select set_kill_switch(true, 'ann', 'to be written down')")
     go(page, dashboard, "view=Audit+trail")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()

@@ -5,11 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,13 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from mivra.store import embedded
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
 from tests.chaos.fleet import BOTS, PATIENCE_S, Fleet, Wire
-from tests.servers import free_port
+from tests.pgbouncer import pgbouncer
 from tests.support import server_processes, wait_until
 
 AWAY_S = 25.0
@@ -197,51 +192,13 @@ def test_an_answer_that_never_comes_is_not_waited_for(fleet: Fleet) -> None:
         fleet.settle()
 
 
-POOLER = """
-[databases]
-* = {server}
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 1
-ignore_startup_parameters = options
-"""
-
-
-@pytest.fixture
-def pooled(fleet: Fleet) -> Iterator[str]:
-    """The database behind a PgBouncer that gives a connection for one transaction only."""
-    if not (pgbouncer := shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")):
-        pytest.skip("no pgbouncer here; on Debian: apt-get install pgbouncer")
-    with closing(Wire(fleet.url)) as wire, tempfile.TemporaryDirectory() as name:
-        given, port, folder = conninfo_to_dict(wire.url), free_port(), Path(name)
-        folder.chmod(0o755)
-        server = " ".join(f"{key}={given[key]}" for key in ("host", "port", "user", "password") if given.get(key))
-        # With one connection to the server whatever is left in it by one client is there for the next.
-        (folder / "ini").write_text(POOLER.format(server=server, port=port))
-        user = ["-u", "nobody"] if os.geteuid() == 0 else []
-        with subprocess.Popen([pgbouncer, "-q", *user, str(folder / "ini")], stderr=subprocess.DEVNULL) as process:
-            wait_until(lambda: answers(port), what="it listens")
-            yield f"postgresql://{given['user']}@127.0.0.1:{port}/{given['dbname']}?sslmode=disable&gssencmode=disable"
-            process.kill()
-
-
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-        return True
-    return False
-
-
-def test_a_pooler_that_passes_no_hint_on_is_deaf_and_costs_no_command(fleet: Fleet, pooled: str) -> None:
-    listeners = [fleet.listen(url=pooled), fleet.listen(url=pooled)]
-    for desired in ("running", "paused", "running"):
-        fleet.ask_all(desired)
-        fleet.settle()
-    for listener in listeners:
-        wait_until(lambda each=listener: "the channel is deaf" in fleet.log_of(each), PATIENCE_S)
-        assert "cannot reach the database" not in fleet.log_of(listener)
-    fleet.ask_all("stopped")
-    fleet.settle()
+def test_commands_through_a_pooler_take_effect_while_hints_come_directly(fleet: Fleet) -> None:
+    # With one connection to the server whatever is left in it by one client is there for the next.
+    with pgbouncer(fleet.url, pool_size=1) as url:
+        listeners = [fleet.listen(POOLER_URL=url), fleet.listen(POOLER_URL=url)]
+        for desired in ("running", "paused", "running", "stopped"):
+            fleet.ask_all(desired)
+            fleet.settle()
+        for listener in listeners:
+            assert "the channel is deaf" not in fleet.log_of(listener)
+            assert "cannot reach the database" not in fleet.log_of(listener)

@@ -19,6 +19,7 @@ from mivra.control.commands import Command, Order, create_bot, request_bot
 from mivra.control.listener import Listener
 from mivra.store.base import one
 from mivra.store.postgres import PostgresStore
+from tests.pgbouncer import open_store, pooler_environ
 from tests.support import wait_until
 
 BOT = "euro"
@@ -46,9 +47,10 @@ class World:
             # Never asked: with both set, a bot starts no servers of its own.
             "REDIS_URL": "redis://127.0.0.1:1",
             "MIVRA_HOME": str(home),
+            **pooler_environ(self.database_url),
             **settings,
         }
-        self._stores.append(PostgresStore(self.database_url, max_connections=2, application="mivra listener"))
+        self._stores.append(open_store(self.database_url, max_connections=2, application="mivra listener"))
         self.listeners.append(Listener(self._stores[-1], home, environ))
         self.listeners[-1].start()
         return self.listeners[-1]

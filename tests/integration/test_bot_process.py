@@ -28,6 +28,7 @@ from mivra.bot.duty import FLUSH_S, STOP_S
 from mivra.bot.market import SyntheticFeed, open_feed
 from mivra.bot.trade import Trade
 from mivra.store.postgres import PostgresStore
+from tests.pgbouncer import pooler_environ
 from tests.support import wait_until
 from tests.unit.test_bot_market import write_stocks
 
@@ -138,6 +139,7 @@ def bot(database_url: str, store: PostgresStore, tmp_path: Path) -> Iterator[Cal
         "REDIS_URL": "redis://127.0.0.1:1",
         "MIVRA_HOME": str(tmp_path / "home"),
         "TMPDIR": str(tmp_path),
+        **pooler_environ(database_url),
     }
     started: list[Bot] = []
 

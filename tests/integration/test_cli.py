@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
+from mivra.cli import _parser
 from mivra.store.postgres import PostgresStore
 from tests.support import server_processes, wait_until
+
+if TYPE_CHECKING:
+    from tests.supabase.project import Project
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -19,6 +27,7 @@ CSV = """external_id,user_email,account_type,asset,direction,stake,payout_rate,r
 a-1,ana@example.com,real,EURUSD,call,20,0.85,WIN,2026-03-01T10:00:00Z,2026-03-01T10:00:10Z
 a-2,ana@example.com,real,EURUSD,put,-5,0.85,WIN,2026-03-01T11:00:00Z,2026-03-01T11:00:10Z
 """
+PROJECT = {"SUPABASE_URL": "https://abc.supabase.co", "SUPABASE_SECRET_KEY": "sb_secret_x"}
 
 
 @pytest.fixture
@@ -79,6 +88,10 @@ def test_import_reports_bad_rows_and_strict_imports_nothing(
         (["migrate"], {"MIVRA_TIMEZON": "UTC"}, "did you mean MIVRA_TIMEZONE?"),
         (["migrate"], {"MIVRA_TIMEZONE": "Mars/Olympus"}, "Mars/Olympus"),
         (["migrate"], {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}, "refused"),
+        (["migrate"], {"DATABASE_URL": "", **PROJECT}, "migrate needs DATABASE_URL for this one command"),
+        (["seed"], {"DATABASE_URL": "", **PROJECT}, "needs DATABASE_URL"),
+        (["import", "nowhere.csv"], {"DATABASE_URL": "", "POOLER_URL": "postgresql://db:6543/x"}, "needs DATABASE_URL"),
+        (["reset", "--yes"], {"DATABASE_URL": "", **PROJECT}, "embedded database only"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(
@@ -89,6 +102,101 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_first_operator_is_an_admin_and_the_next_a_viewer(
+    cli: Cli, store: PostgresStore, database_url: str
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("insert into auth.users (id, email) values (gen_random_uuid(), 'Ana@example.com')")
+    first = cli("operator", "add", "ana@example.com", DATABASE_URL=database_url)
+    second = cli("operator", "add", "Ben@example.com", DATABASE_URL=database_url)
+    assert (first.returncode, first.stdout) == (0, "ana@example.com is admin\n"), first.stderr
+    assert second.stdout.startswith("ben@example.com is viewer\n")
+    assert "Authentication > Users" in second.stdout
+    rows = store.call("list_operators")
+    assert [(row["operator_email"], row["role"], row["has_user"]) for row in rows] == [
+        ("ana@example.com", "admin", True),
+        ("ben@example.com", "viewer", False),
+    ]
+    listed = cli("operator", "list", DATABASE_URL=database_url, MIVRA_READ_ONLY="1").stdout.splitlines()
+    assert [line.split()[:2] for line in listed] == [["ana@example.com", "admin"], ["ben@example.com", "viewer"]]
+    assert ["can sign in" in line for line in listed] == [True, False]
+
+
+def test_a_role_is_changed_and_taken_away_and_all_of_it_is_on_record(
+    cli: Cli, store: PostgresStore, database_url: str
+) -> None:
+    for role in ("viewer", "operator"):
+        assert cli("operator", "add", "ana@example.com", "--role", role, DATABASE_URL=database_url).returncode == 0
+    removed = cli("operator", "remove", "ANA@example.com", DATABASE_URL=database_url)
+    again = cli("operator", "remove", "ana@example.com", DATABASE_URL=database_url)
+    assert (removed.returncode, again.returncode, again.stdout) == (0, 1, "ana@example.com had no role\n")
+    assert store.call("list_operators") == []
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("select actor, action, target from operator_audit order by id").fetchall()
+    actor = f"operator@{socket.gethostname()}"
+    assert found == [
+        (actor, "access.granted", "ana@example.com: viewer"),
+        (actor, "access.granted", "ana@example.com: viewer to ana@example.com: operator"),
+        (actor, "access.revoked", "ana@example.com: operator"),
+    ]
+
+
+def test_no_address_and_no_role_are_refused_before_the_database_is_asked(cli: Cli) -> None:
+    for arguments in (["ana"], ["ana@example.com", "--role", "owner"]):
+        done = cli("operator", "add", *arguments, DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+        assert done.returncode == 2
+
+
+def test_operators_are_managed_through_postgrest_alone(cli: Cli, project: Project) -> None:
+    variables = {"SUPABASE_URL": project.url, "SUPABASE_SECRET_KEY": project.secret_key}
+    project.need_hooks()
+    assert cli("operator", "add", "ana@example.com", **variables).stdout.startswith("ana@example.com is admin\n")
+    assert "ana@example.com" in cli("operator", "list", **variables).stdout
+    assert cli("operator", "remove", "ana@example.com", **variables).returncode == 0
+    assert cli("operator", "list", **variables).stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["migrate"],
+        ["seed"],
+        ["import", "nowhere.csv"],
+        ["reset", "--yes"],
+        ["add-bot", "eur", "--user", "ana@example.com"],
+        ["listen"],
+        ["operator", "add", "ana@example.com"],
+        ["operator", "remove", "ana@example.com"],
+    ],
+)
+def test_a_read_only_configuration_refuses_every_command_that_writes(cli: Cli, arguments: list[str]) -> None:
+    # Nothing listens there: it is refused before anything is asked.
+    done = cli(*arguments, DATABASE_URL="postgresql://nobody@127.0.0.1:1/none", MIVRA_READ_ONLY="1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "This command writes, and MIVRA_READ_ONLY is on; unset it for this command\n"
+
+
+def test_every_command_is_one_that_writes_or_one_that_only_reads() -> None:
+    marks = test_a_read_only_configuration_refuses_every_command_that_writes.pytestmark  # type: ignore[attr-defined]
+    refused = {arguments[0] for arguments in marks[0].args[1]}
+    (commands,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert refused | {"doctor"} == set(commands.choices)
+
+
+def test_a_database_without_tables_says_what_to_run(cli: Cli, servers: tuple[str, str | None]) -> None:
+    done = cli("operator", "list", DATABASE_URL=servers[0])
+    assert (done.returncode, "python -m mivra migrate" in done.stderr) == (1, True)
+
+
+def test_doctor_checks_what_the_other_commands_would_use(cli: Cli, database_url: str, redis_url: str) -> None:
+    sound = cli("doctor", DATABASE_URL=database_url, REDIS_URL=redis_url, MIVRA_READ_ONLY="1")
+    assert (sound.returncode, sound.stderr) == (0, ""), sound.stdout
+    assert "ok    migrations: all" in sound.stdout
+    away = cli("doctor", DATABASE_URL="postgresql://nobody@127.0.0.1:1/none", REDIS_URL=redis_url)
+    assert (away.returncode, away.stderr) == (1, "")
+    assert "wrong database: " in away.stdout
 
 
 def test_the_embedded_database_is_seeded_emptied_and_stays_empty(cli: Cli, tmp_path: Path) -> None:

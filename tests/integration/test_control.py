@@ -23,12 +23,13 @@ from mivra.control import executor, listener
 from mivra.control.bots import BotBoard
 from mivra.control.commands import bot_history
 from mivra.control.executor import Executor
+from mivra.control.notify import notifications
 from mivra.control.running import lock_holder
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, InvalidData
 from mivra.store.base import one
-from mivra.store.postgres import PostgresStore
 from tests.integration.control_world import BOT, Watch, World, fork_servers, is_locked
+from tests.pgbouncer import open_store
 from tests.support import wait_until
 
 
@@ -498,7 +499,7 @@ def test_signals_come_back_by_themselves_and_say_that_hints_may_have_been_missed
     events: list[str] = []
     connects: list[int] = []
     signals = Signals(
-        world.database_url,
+        notifications(world.database_url),
         on_event=events.append,
         on_connect=lambda: connects.append(1),
         ping=world.ping,
@@ -538,7 +539,7 @@ def test_a_fault_of_who_listens_to_signals_does_not_end_them(world: World, where
         "on_connect": lambda: None,
         where: fail_twice(0.1),
     }
-    signals = Signals(world.database_url, **callbacks, ping=world.ping)
+    signals = Signals(notifications(world.database_url), **callbacks, ping=world.ping)
     signals.start()
 
     def asked_again() -> bool:
@@ -553,7 +554,7 @@ def test_the_board_keeps_its_last_snapshot_while_the_database_is_away(
     world: World, servers: tuple[str, str | None]
 ) -> None:
     changes: list[int] = []
-    own = PostgresStore(world.database_url, max_connections=1)
+    own = open_store(world.database_url, max_connections=1)
     board = BotBoard(own, on_change=lambda: changes.append(1))
     board.refresh()
     before = board.bots()

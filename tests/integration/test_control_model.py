@@ -53,6 +53,7 @@ from mivra.control.running import Running
 from mivra.errors import Conflict, InvalidData, StoreError, StoreUnavailable
 from mivra.lines import Lines, encoded
 from mivra.store.postgres import PostgresStore
+from tests.pgbouncer import open_store
 
 EXAMPLES, STEPS = 112, 100
 """Together more than MIN_STEPS, also when some are cut short; in less than a minute."""
@@ -1136,7 +1137,7 @@ def make(
         for option in ("search_path = sim, public, pg_catalog", "synchronous_commit = off"):
             setup.execute(sql.SQL("alter database {} set " + option).format(sql.Identifier(setup.info.dbname)))
     with psycopg.connect(database_url, autocommit=True, row_factory=psycopg.rows.namedtuple_row) as console:
-        own = PostgresStore(database_url, max_connections=2, application="mivra model")
+        own = open_store(database_url, max_connections=2, application="mivra model")
         yield lambda: World(console, own, tmp_path)
         own.close()
 

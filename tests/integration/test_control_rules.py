@@ -19,6 +19,7 @@ from mivra.control.commands import Order, bot_history, request_bot, request_bots
 from mivra.control.listener import Listener
 from mivra.control.reconcile import Row
 from mivra.control.running import lock_holder
+from mivra.control.notify import notifications
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, InvalidData
 from tests.integration.control_world import BOT, CONFIG, Watch, World
@@ -36,7 +37,7 @@ def heard(world: World, listener: Listener, *, deaf_to: str = "") -> Signals:
         world.ping(deaf_to or channel)
 
     signals = Signals(
-        world.database_url,
+        notifications(world.database_url),
         on_event=lambda _event: listener.wake(),
         on_connect=listener.wake,
         ping=ping,
@@ -86,7 +87,7 @@ def test_r4_subscribed_first_and_read_second(world: World) -> None:
     def on_connect() -> None:
         world.sql("select pg_notify('mivra_events', 'in the gap')")
 
-    signals = Signals(world.database_url, on_event=seen.append, on_connect=on_connect, ping=world.ping)
+    signals = Signals(notifications(world.database_url), on_event=seen.append, on_connect=on_connect, ping=world.ping)
     signals.start()
     wait_until(lambda: "in the gap" in seen)
     signals.stop()

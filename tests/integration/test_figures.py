@@ -40,8 +40,8 @@ from mivra.cache.cached import bind, unbind
 from mivra.cache.region import Region
 from mivra.cache.remote import RemoteTier
 from mivra.store.base import Row, Store
-from mivra.store.postgres import PostgresStore
 from tests.integration.copies import copied
+from tests.pgbouncer import open_store
 
 ZERO = Decimal(0)
 MICROSECOND = timedelta(microseconds=1)
@@ -281,7 +281,7 @@ def look(url: str, case: Case, rows: Callable[[psycopg.Connection[Row]], None]) 
         rows(connection)
         trades = read(connection, "trade_history", ["closed_at"], case.zone)
         profiles = read(connection, "profiles", ["created_at"], case.zone)
-    with closing(PostgresStore(url, max_connections=2)) as store:
+    with closing(open_store(url, max_connections=2)) as store:
         yield Platform(case, url, trades, profiles, AtMoment(store, case.as_of))
 
 

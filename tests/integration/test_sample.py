@@ -21,6 +21,7 @@ from mivra.store import sample_trades
 from mivra.store.postgres import PostgresStore
 from mivra.store.sample import SampleSummary, load_sample
 from tests.integration.copies import copied
+from tests.pgbouncer import open_store
 
 NOW = datetime(2026, 3, 18, 15, 27, 31, 250_000, tzinfo=UTC)
 SEEDS = [1, 2, 20_260_318]
@@ -43,7 +44,7 @@ class Sample:
 
 @pytest.fixture(scope="module", params=SEEDS)
 def sample(request: pytest.FixtureRequest, servers: tuple[str, str | None], template: str) -> Iterator[Sample]:
-    with copied(servers[0], template) as url, closing(PostgresStore(url, max_connections=2)) as store:
+    with copied(servers[0], template) as url, closing(open_store(url, max_connections=2)) as store:
         yield Sample(url, store, load_sample(url, seed=request.param, now=NOW))
 
 

@@ -24,6 +24,7 @@ from mivra.cache.coalescer import INTERVAL_S
 from mivra.errors import CacheError, StoreUnavailable
 from mivra.runtime import Runtime
 from mivra.store.base import Row, Store
+from tests.pgbouncer import pooler_environ
 from tests.servers import Process
 from tests.support import wait_until
 
@@ -57,6 +58,7 @@ def running(database_url: str, valkey: Process, tmp_path: Path) -> Iterator[Runt
     url = _as_url(database_url)
     settings = config.load(
         {"DATABASE_URL": url, "REDIS_URL": valkey.url, "MIVRA_HOME": str(tmp_path), "MIVRA_LISTENER": "off"}
+        | pooler_environ(database_url)
     )
     yield runtime.start(settings)
     runtime.stop()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from mivra.config import Settings, environ_of, load
+from mivra.config import Settings, environ_of, key_kind, load
 from mivra.errors import ConfigError
+
+PROJECT = {"SUPABASE_URL": "https://abc.supabase.co", "SUPABASE_SECRET_KEY": "sb_secret_hunter2"}
 
 
 def test_without_any_variable_everything_is_embedded() -> None:
@@ -28,7 +32,17 @@ def test_without_any_variable_everything_is_embedded() -> None:
         ("MIVRA_CURRENCY", "euro"),
         ("MIVRA_CURRENCY", "ÄÖÜ"),
         ("MIVRA_LISTENER", "maybe"),
-        ("MIVRA_SAMPLE_DATA", "1"),
+        ("MIVRA_SAMPLE_DATA", "yes"),
+        ("MIVRA_READ_ONLY", "true"),
+        ("POOLER_URL", "https://somewhere:6543"),
+        ("SUPABASE_URL", "abc.supabase.co"),
+        ("SUPABASE_SECRET_KEY", "sb_publishable_abc"),
+        ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_abc"),
+        ("MIVRA_PUBLIC_URL", "mivra.example.com"),
+        ("MIVRA_COOKIE_SECRET", "short"),
+        ("MIVRA_SESSION_IDLE", "0"),
+        ("MIVRA_SESSION_IDLE", "1441"),
+        ("MIVRA_SESSION_IDLE", "2 hours"),
         ("MIVRA_MARKET_CSV", "/nowhere/candles.csv"),
         ("MIVRA_BOT_COMMAND", "sh 'unclosed"),
         ("MIVRA_BOT_COMMAND", "  "),
@@ -41,11 +55,85 @@ def test_a_wrong_value_names_its_variable(variable: str, value: str) -> None:
         load({variable: value})
 
 
-@pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL"])
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "POOLER_URL", "REDIS_URL"])
 def test_the_sentence_about_a_wrong_url_does_not_repeat_its_password(variable: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load({variable: "ftp://user:hunter2@somewhere"})
     assert "hunter2" not in str(caught.value)
+
+
+def jwt_of(role: str) -> str:
+    """A legacy key as far as it can be read without its secret."""
+    claims = base64.urlsafe_b64encode(json.dumps({"iss": "supabase", "role": role}).encode()).decode().rstrip("=")
+    return f"e30.{claims}.hunter2"
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        ("sb_secret_abc", "secret"),
+        ("sb_publishable_abc", "publishable"),
+        (jwt_of("service_role"), "secret"),
+        (jwt_of("anon"), "publishable"),
+        (jwt_of("authenticated"), None),
+        ("abc", None),
+        ("a.b.c", None),
+        ("e30.W10.x", None),
+    ],
+)
+def test_a_key_says_what_it_is_for(key: str, kind: str | None) -> None:
+    assert key_kind(key) == kind
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_hunter2"),
+        ("SUPABASE_PUBLISHABLE_KEY", jwt_of("service_role")),
+        ("SUPABASE_SECRET_KEY", jwt_of("anon")),
+    ],
+)
+def test_a_key_in_the_other_keys_place_is_refused_and_not_repeated(variable: str, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable} holds a") as caught:
+        load({**PROJECT, variable: key})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "sentence"),
+    [
+        ({"SUPABASE_SECRET_KEY": "sb_secret_x"}, "SUPABASE_URL is missing"),
+        (
+            {"SUPABASE_PUBLISHABLE_KEY": "sb_publishable_x", "DATABASE_URL": "postgresql://db/x"},
+            "SUPABASE_URL is missing",
+        ),
+        ({"SUPABASE_URL": "https://abc.supabase.co"}, "SUPABASE_SECRET_KEY is missing"),
+        ({"MIVRA_READ_ONLY": "1", "MIVRA_TIMEZONE": "UTC"}, "not with MIVRA_READ_ONLY"),
+        ({"MIVRA_READ_ONLY": "on", "MIVRA_CURRENCY": "EUR"}, "not with MIVRA_READ_ONLY"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(variables: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        load(variables)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"DATABASE_URL": "postgresql://db/x"},
+        {"POOLER_URL": "postgresql://db:6543/x"},
+        PROJECT,
+        {"SUPABASE_URL": "https://abc.supabase.co", "DATABASE_URL": "postgresql://db/x"},
+        {"SUPABASE_URL": "https://abc.supabase.co", "POOLER_URL": "postgresql://db:6543/x"},
+    ],
+)
+def test_who_names_a_database_in_any_way_does_not_get_the_embedded_one(variables: dict[str, str]) -> None:
+    assert not load(variables).embedded
+
+
+def test_a_url_may_end_in_a_slash() -> None:
+    settings = load({**PROJECT, "SUPABASE_URL": "https://abc.supabase.co/", "MIVRA_PUBLIC_URL": "https://m.example/"})
+    assert (settings.supabase_url, settings.public_url) == ("https://abc.supabase.co", "https://m.example")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +170,8 @@ def test_an_empty_variable_is_an_unset_one() -> None:
 
 
 def test_secrets_are_in_no_repr() -> None:
-    settings = load({"DATABASE_URL": "postgresql://u:hunter2@db/x", "REDIS_URL": "redis://:hunter3@cache"})
+    urls = {"DATABASE_URL": "postgresql://u:hunter@db/x", "POOLER_URL": "postgresql://u:hunter@db:6543/x"}
+    settings = load({**PROJECT, **urls, "REDIS_URL": "redis://:hunter3@cache", "MIVRA_COOKIE_SECRET": "hunter" * 6})
     assert "hunter" not in repr(settings)
     assert not settings.embedded
 
@@ -93,7 +182,13 @@ def test_a_child_process_gets_the_same_settings(tmp_path: Path) -> None:
     settings = load(
         {
             "MIVRA_HOME": str(tmp_path),
+            **PROJECT,
             "DATABASE_URL": "postgresql://u:p@db/x?application_name=a%20b",
+            "POOLER_URL": "postgresql://u:p@db:6543/x",
+            "SUPABASE_PUBLISHABLE_KEY": "sb_publishable_abc",
+            "MIVRA_PUBLIC_URL": "https://mivra.example.com",
+            "MIVRA_COOKIE_SECRET": "x" * 32,
+            "MIVRA_SESSION_IDLE": "30",
             "REDIS_URL": "unix:///run/valkey.sock",
             "MIVRA_TIMEZONE": "Europe/Berlin",
             "MIVRA_CURRENCY": "EUR",
@@ -104,9 +199,11 @@ def test_a_child_process_gets_the_same_settings(tmp_path: Path) -> None:
         }
     )
     assert not settings.listener
+    assert settings.session_idle == 30
     assert settings.bot_command == (shutil.which("sh"), "-c", 'echo "$1"', "a b")
     assert load(environ_of(settings)) == settings
     assert load(environ_of(Settings())) == Settings()
+    assert load(environ_of(Settings(read_only=True))) == Settings(read_only=True)
 
 
 def test_a_bots_program_is_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

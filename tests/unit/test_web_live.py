@@ -122,3 +122,14 @@ def test_an_unknown_route_of_the_api_is_a_problem_and_not_a_page() -> None:
     body = json.loads(response.body)
     assert (response.status_code, body["status"]) == (404, 404)
     assert "/api/nothing" in body["detail"]
+
+
+@pytest.mark.parametrize(("still_s", "touches"), [(0.5, 1), (59.0, 1), (61.0, 0), (86_400.0, 0)])
+def test_a_rerun_by_itself_does_not_keep_a_session_alive_and_a_click_a_moment_ago_does(
+    monkeypatch: pytest.MonkeyPatch, still_s: float, touches: int
+) -> None:
+    touched: list[bool] = []
+    monkeypatch.setattr(live.access, "touch", lambda: touched.append(True))
+    monkeypatch.setattr(live.st, "session_state", {"here": {"changed": {"still_s": still_s}}})
+    live.note("here")
+    assert len(touched) == touches

@@ -559,9 +559,7 @@ begin
     if has_publication and not exists (
         select from pg_publication_tables
         where pubname = 'supabase_realtime' and schemaname = 'public' and tablename = name) then
-      -- Not what bots write: it would cross the wire with every report.
-      execute format('alter publication supabase_realtime add table public.%I%s', name,
-        case name when 'bot_status' then ' (bot_id, state, observed_generation, error)' else '' end);
+      execute format('alter publication supabase_realtime add table public.%I', name);
     end if;
   end loop;
   return query select has_messages, has_publication;

@@ -23,6 +23,7 @@ function openShared() {
       // A refusal ends an EventSource for good; a broken connection does not.
       if (shared.source?.readyState === EventSource.CLOSED) {
         disconnect();
+        leaveIfSignedOut();
         setTimeout(connect, 5000);
       }
       tell();
@@ -39,6 +40,13 @@ function openShared() {
   return shared;
 }
 
+// A session that has ended leaves nothing on the screen: loaded anew, every page leads to the sign-in.
+async function leaveIfSignedOut() {
+  const answer = await fetch(new URL("api/events", document.baseURI), { method: "HEAD" }).catch(() => null);
+  if (answer?.status === 401) location.reload();
+}
+window.addEventListener("pageshow", (event) => event.persisted && location.reload());
+
 function showAges(skew) {
   for (const element of document.querySelectorAll("[data-as-of]")) {
     const text = age((Date.now() + skew - Number(element.dataset.asOf)) / 1000);
@@ -53,7 +61,7 @@ function age(seconds) {
   return `${Math.max(0, Math.floor(seconds))} s ago`;
 }
 
-let gestureAt = 0;
+let gestureAt = Date.now(); // somebody has opened the page
 for (const kind of ["pointerdown", "pointerup", "keydown", "popstate"]) {
   window.addEventListener(kind, () => (gestureAt = Date.now()), true);
 }
@@ -88,7 +96,7 @@ export default function ({ data, parentElement, setTriggerValue }) {
   const ask = (mark) => {
     Object.assign(place, { asked: mark, askedAt: Date.now() });
     shared.askedAt = place.askedAt;
-    place.setTriggerValue("changed", `${mark} ${place.askedAt}`);
+    place.setTriggerValue("changed", { mark, at: place.askedAt, still_s: (place.askedAt - gestureAt) / 1000 });
   };
   place.look = () => {
     const { topic, mark, indicator } = place.data;
