@@ -114,7 +114,10 @@ def start_again() -> None:
 
 
 def _origin(url: str | None) -> str | None:
-    return f"{urlsplit(url).scheme}://{urlsplit(url).netloc}".lower() if url else None
+    """As a browser writes it: without the port that goes without saying."""
+    parts = urlsplit((url or "").lower())
+    usual = {"https": ":443", "http": ":80"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}" if url else None
 
 
 app = st.App(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from itertools import islice
 
 from mivra.bot.spool import Spool
 from mivra.bot.trade import Trade
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 def jittered(failures: int) -> float:
     """Seconds until the next try: doubling, capped, and spread so that all bots do not come at once."""
     return min(LAST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+
+
+BATCH = 500
+"""Trades a call: PostgREST answers with 1000 rows at most."""
 
 
 class Recorder:
@@ -114,7 +119,7 @@ class Recorder:
 
     def _turn(self, store: Store) -> None:
         with self._wake:
-            batch = list(self._pending.values())
+            batch = list(islice(self._pending.values(), BATCH))
         if batch:
             self._write(store, batch)
         if not self._asked:

@@ -15,6 +15,7 @@ from mivra.control.line import Ask, Line, News, Source, Transport
 from mivra.control.notify import notifications
 from mivra.errors import StoreError, StoreUnavailable
 from mivra.store.base import Store
+from mivra.store.pooler import refuse_transaction_pooler
 
 log = logging.getLogger(__name__)
 
@@ -139,10 +140,13 @@ def open_signals(
 ) -> Signals:
     """Signals by the best way there is: NOTIFY on a connection of its own, else Realtime, else none. Not started yet.
 
-    The store is what it calls itself by.
+    The store is what it calls itself by. ConfigError for a DSN that NOTIFY does not come through.
     """
     source: Source | None = None
     if database_url:
+        # Away now, it will be heard to be deaf later.
+        with suppress(StoreUnavailable):
+            refuse_transaction_pooler(database_url)
         source = notifications(database_url)
     elif settings.supabase_url and settings.supabase_secret_key:
         from mivra.control.realtime import Realtime  # noqa: PLC0415 - 0.6 s of imports that nobody else needs

@@ -25,8 +25,8 @@ STRANGERS_TRY: Final = (
 )
 """What the publishable key alone must not give: everybody's browser has it."""
 LIVE_TABLES: Final = {"bot_control", "bot_status", "kill_switch"}
-HEARD_S: Final = 10.0
-"""For a call to itself: a Realtime that sleeps needs seconds to wake."""
+HEARD_S: Final = 25.0
+"""For a call to itself: longer than a Realtime that sleeps may take to wake, which each line knows."""
 LOOK_S: Final = 0.5
 KEYS: Final = "Project Settings > API Keys"
 
@@ -149,12 +149,12 @@ def _proven(case: Case, source: Source) -> Transport | None:
     def call(channel: str) -> None:
         case.store.call("ping_signals", channel=channel, broadcast="direct" not in case.ways)
 
-    heard, deadline = False, time.monotonic() + HEARD_S
+    deadline = time.monotonic() + HEARD_S
     with source() as line:
-        while time.monotonic() < deadline:
+        # Overdue, the source knows that it has to go another way.
+        while time.monotonic() < deadline and not line.overdue:
             line.call(call)
-            heard |= News.ECHO in list(line.wait(LOOK_S))
-            if heard and line.transport != "polling":
+            if News.ECHO in list(line.wait(LOOK_S)):
                 return line.transport
     return None
 

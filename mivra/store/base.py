@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 READS: Final = frozenset(
     {
-        "account_metrics", "applied_migrations", "asset_performance", "bot_history", "bot_output", "bots_today",
+        "applied_migrations", "asset_performance", "bot_history", "bot_output", "bots_today",
         "config_rules", "dashboard_metrics", "database_facts", "deployment_settings", "find_session", "function_shapes",
         "kill_switch_state", "list_audit", "list_bots", "list_operators", "open_trades", "revenue_daily", "top_users",
         "trade_stats", "user_growth_daily",

@@ -17,6 +17,9 @@ from mivra.store.postgres import ANSWER_S, connect, translated
 HOLDERS = 3
 """Backends held: a pooler hands out the one last used, or each in turn, and others may be faster once or twice."""
 
+ASKED = 5
+"""How often the first asks after each: in a busy pool it may get the same again by chance."""
+
 HELD_S = 1.0
 """Who gets no backend in this time is asked again after the others: all are taken."""
 
@@ -43,7 +46,7 @@ def is_transaction_pooler(dsn: str) -> bool:
             except ProtocolViolation:
                 return True  # transactions are refused in statement mode
             # Had the first a backend of its own, nobody could get it, and it would get no other.
-            if held == mine or _backend(first) != mine:
+            if held == mine or {_backend(first) for _ in range(ASKED)} != {mine}:
                 return True
     return False
 

@@ -37,9 +37,9 @@ class Person:
 _sessions: Final[list[Sessions]] = []
 
 
-def use(sessions: Sessions | None) -> None:
-    """Called once a start, by the door: the sessions of its visitors, or None when there is no sign-in."""
-    _sessions[:] = [sessions] if sessions else []
+def use(sessions: Sessions) -> None:
+    """Called once a start, where there is sign-in."""
+    _sessions[:] = [sessions]
 
 
 def person() -> Person:
@@ -75,8 +75,7 @@ def writer() -> Store:
 
 
 def touch() -> None:
-    """The person has done something: idle time begins anew. Not to be called for a rerun that the live component asked
-    for. Writes at most once a minute."""
+    """The person has done something: idle time begins anew; not for a rerun that nobody asked for by hand."""
     if _sessions:
         _sessions[0].touch(_cookie())
 

@@ -15,7 +15,8 @@ from mivra.web import format as fmt
 SWEEP_LATE_S: Final = 5.0
 """The tables are read once a second; a pause of this length is no chance."""
 NO_LISTENER: Final = (
-    "This dashboard runs no listener (`MIVRA_LISTENER` is off): commands wait for `python -m mivra listen`."
+    "This dashboard runs no listener (`MIVRA_LISTENER` is off, or `MIVRA_READ_ONLY` is on): commands wait for "
+    "`python -m mivra listen`."
 )
 
 WAYS: Final[dict[Transport, str]] = {

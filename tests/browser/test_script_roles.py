@@ -11,8 +11,9 @@ from streamlit.testing.v1 import AppTest
 
 from mivra import runtime
 from mivra.errors import PermissionDenied, StoreUnavailable
-from mivra.web import access
+from mivra.web import access, cache_keys
 from mivra.web.access import Person
+from mivra.web.deeds import Said
 from mivra.web.router import PAGES
 from mivra.web.sessions import ROLES, Role
 from tests.browser.dashboard import open_page
@@ -115,7 +116,7 @@ def test_a_link_shows_a_viewer_no_more_than_they_may_see(become: Become, query: 
     become("viewer")
     app = open_page("bots")
     for key, value in query.items():
-        app.query_params[key] = value
+        app.session_state[key] = value  # as the URL binds it
     app.run()
     assert not app.code
     assert not app.text_area
@@ -161,6 +162,20 @@ def test_a_deed_of_who_has_lost_the_role_is_refused_in_one_sentence(become: Beco
     assert [warning.value for warning in app.warning] == ["Not done. This needs the role operator, and you have none."]
     assert commanded(database_url) == []
     assert not app.exception
+
+
+def test_a_cache_deed_is_done_for_who_may_and_written_down_under_their_name(become: Become) -> None:
+    flush, inspector = cache_keys.deed("flush", ""), runtime.current().inspector
+    become("operator")
+    with pytest.raises(PermissionDenied):
+        flush.do(Said("flush", None, uuid.uuid4()))
+    assert inspector.keys()
+    assert inspector.history() == []
+    become("admin")
+    flush.do(Said("flush", "a clean start", uuid.uuid4()))
+    (row,) = inspector.history()
+    assert (row["actor"], row["action"], row["reason"]) == ("admin@example.com", "cache.flush", "a clean start")
+    assert row["source"].startswith("dashboard ")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from mivra.control import realtime
 from mivra.doctor import case as doctor_case
 from mivra.doctor import database as doctor_database
 from mivra.doctor import report
@@ -114,6 +115,15 @@ def test_a_project_is_enough_without_any_connection_to_postgres(sound: Environ) 
     assert seen.code == 0
     assert "broadcast" in seen.said("hints")
     assert seen.lines["migrations"][0][0] == "ok"
+
+
+def test_a_new_project_is_told_to_migrate(sound: Environ, project: Project) -> None:
+    environ = {name: text for name, text in rest_only(sound).items() if name != "SUPABASE_PUBLISHABLE_KEY"}
+    unknown = {"code": "PGRST202", "message": "Could not find the function in the schema cache"}
+    project.rest.faults.extend([answering(404, unknown), answering(404, unknown)])
+    seen = examined({**environ, "MIVRA_PUBLIC_URL": ""})
+    assert seen.wrong() == {"migrations"}
+    assert "python -m mivra migrate" in seen.said("migrations")
 
 
 def test_with_nothing_set_nothing_is_wrong_and_nothing_is_started(tmp_path: Path) -> None:
@@ -320,7 +330,10 @@ def test_hints_that_realtime_does_not_bring_are_named(sound: Environ, project: P
     assert "what key is ***?" in by_nothing.said("hints")
 
 
-def test_a_realtime_that_answers_but_brings_nothing_is_not_believed(sound: Environ, project: Project) -> None:
+def test_a_realtime_that_answers_but_brings_nothing_is_not_believed(
+    sound: Environ, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(realtime, "READY_S", 8.0)
     project.realtime.is_lossy = True
     seen = examined(rest_only(sound))
     assert seen.lines["hints"][0][0] == "note"

@@ -21,10 +21,10 @@ from mivra.cache.cached import bind, unbind
 from mivra.cache.remote import RemoteTier
 from mivra.control.commands import Order, create_bot, request_bot
 from mivra.errors import ConfigError, Conflict, InvalidData, StoreTimeout, StoreUnavailable
-from mivra.store import pooler, postgres
+from mivra.store import pooler, postgres, retry
 from mivra.store.base import READS, one
 from mivra.store.pooler import is_transaction_pooler, refuse_transaction_pooler
-from mivra.store.postgres import PostgresStore
+from mivra.store.postgres import POOL_WAIT_S, PostgresStore
 from tests.integration.control_world import CONFIG
 from tests.pgbouncer import behind, pgbouncer
 from tests.servers import free_port
@@ -47,6 +47,15 @@ create function complain(code text) returns table (x int) language plpgsql as
 create function chatter() returns table (x int) language plpgsql as
   $$ begin raise notice 'by the way'; raise warning 'mind this'; return query select 1; end $$;
 """
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How fast this machine is decides no test."""
+    monkeypatch.setattr(postgres, "STATEMENT_TIMEOUT_MS", 60_000)
+    monkeypatch.setattr(postgres, "ANSWER_S", 70.0)
+    monkeypatch.setattr(postgres, "POOL_WAIT_S", 60.0)
+    monkeypatch.setattr(retry, "BUDGET_S", 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -324,8 +333,9 @@ def test_what_is_asked_again_only_reads(console: psycopg.Connection[object]) -> 
 
 
 def test_whoever_finds_the_whole_pool_dead_is_served_all_the_same(
-    opened: Opened, console: psycopg.Connection[object]
+    monkeypatch: pytest.MonkeyPatch, opened: Opened, console: psycopg.Connection[object]
 ) -> None:
+    monkeypatch.setattr(postgres, "POOL_WAIT_S", POOL_WAIT_S)  # not patient: the pool's own check took longer
     store = opened(max_connections=8)
     for callers in (1, 1, 4, 12):
         fill(store, console)
@@ -456,8 +466,9 @@ def test_nobody_asks_in_the_name_of_who_used_the_connection_before(
 
 
 def test_a_direct_connection_is_no_pooler_and_nothing_of_the_question_stays(
-    database_url: str, console: psycopg.Connection[object]
+    monkeypatch: pytest.MonkeyPatch, database_url: str, console: psycopg.Connection[object]
 ) -> None:
+    monkeypatch.delattr(pooler, "_hold")  # known by the greeting, without a second connection
     assert not is_transaction_pooler(database_url)
     refuse_transaction_pooler(database_url)
     left = "select pid from pg_stat_activity where application_name = 'mivra pooler'"
@@ -489,11 +500,23 @@ def test_the_mode_of_a_pooler_is_found_out(
                 refuse_transaction_pooler(url)
 
 
+def test_the_question_costs_a_pool_no_backend(database_url: str) -> None:
+    def backend(url: str) -> object:
+        with psycopg.connect(url, autocommit=True, row_factory=scalar_row) as connection:
+            return connection.execute("select pg_backend_pid()").fetchone()
+
+    with pgbouncer(database_url, pool_size=1) as url:
+        before = backend(url)
+        assert is_transaction_pooler(url)
+        assert backend(url) == before
+
+
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 def test_the_mode_is_found_out_while_others_use_the_pool(
     monkeypatch: pytest.MonkeyPatch, database_url: str, console: psycopg.Connection[object], mode: str
 ) -> None:
     monkeypatch.setattr(pooler, "HELD_S", 0.3)
+    rounds = 20 if mode == "transaction" else 2
     with pgbouncer(database_url, mode, pool_size=4) as url:  # type: ignore[arg-type]
         busy = PostgresStore(url, max_connections=8 if mode == "transaction" else 3, pooled=mode == "transaction")
         over = threading.Event()
@@ -505,7 +528,7 @@ def test_the_mode_is_found_out_while_others_use_the_pool(
         with closing(busy), ThreadPoolExecutor(8) as threads:
             work_done = [threads.submit(work) for _ in range(8)]
             try:
-                assert [is_transaction_pooler(url) for _ in range(5)] == [mode == "transaction"] * 5
+                assert [is_transaction_pooler(url) for _ in range(rounds)] == [mode == "transaction"] * rounds
             finally:
                 over.set()
             for each in work_done:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
 import threading
+import tomllib
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from itsdangerous import Signer
+from itsdangerous import Signer, TimestampSigner, URLSafeTimedSerializer
 from psycopg import sql
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -564,7 +566,7 @@ def test_a_restart_of_the_dashboard_keeps_the_sessions(place: Place, tmp_path: P
 
 def test_behind_https_the_cookie_is_of_this_host_and_other_names_are_refused(place: Place, tmp_path: Path) -> None:
     public = "https://mivra.example.com"
-    with another(place, tmp_path, MIVRA_PUBLIC_URL=public) as there:
+    with another(place, tmp_path, MIVRA_PUBLIC_URL=f"{public}:443/") as there:
         browser = httpx.Client(base_url=there.url, headers={"Host": "mivra.example.com", "Origin": public})
         wait_until(lambda: sign_in(browser, "nobody@example.com").status_code == 401)
         answer = sign_in(browser, there.person())
@@ -727,3 +729,25 @@ def test_what_streamlit_remembers_opens_nothing_by_itself(sso: tuple[Place, Prov
         assert browser.get("/api/nothing").status_code == 401
         with pytest.raises(InvalidStatus):
             there.websocket(browser)
+
+
+class _Then(TimestampSigner):
+    """Signs as of three minutes ago."""
+
+    def get_timestamp(self) -> int:
+        return super().get_timestamp() - 180
+
+
+@pytest.mark.parametrize(("signer", "status"), [(TimestampSigner, 200), (_Then, 303)])
+def test_what_streamlit_remembers_counts_for_two_minutes(
+    sso: tuple[Place, Provider], signer: type[TimestampSigner], status: int
+) -> None:
+    there, _provider = sso
+    secrets = tomllib.loads((there.dashboard.home / ".streamlit" / "secrets.toml").read_text())
+    claims = {"email": there.person(), "email_verified": True, "is_logged_in": True, "origin": there.url}
+    serializer = URLSafeTimedSerializer(secrets["auth"]["cookie_secret"], salt="_streamlit_user", signer=signer)
+    with there.browser() as browser:
+        browser.cookies["_streamlit_user"] = str(serializer.dumps(json.dumps(claims)))
+        answer = browser.get("/", follow_redirects=status == 200)
+        assert answer.status_code == status
+        assert _signed_in(browser) == (status == 200)

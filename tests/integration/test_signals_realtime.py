@@ -6,10 +6,14 @@ An ear reads the table whenever it is woken, never by itself: what it knows, it 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args
 
 import psycopg
@@ -20,6 +24,7 @@ from psycopg.conninfo import make_conninfo
 from mivra import config
 from mivra.cache.entry import Event
 from mivra.control import realtime, signals
+from mivra.control.bots import Desired
 from mivra.control.commands import Order, create_bot, request_bot
 from mivra.control.line import Transport
 from mivra.control.signals import BACKOFF_S, Signals, open_signals
@@ -54,10 +59,23 @@ class Ear:
             self.settings, None, self.store, on_event=self._on_event, on_connect=self._on_connect
         )
 
-    def ask(self) -> int:
+    def ask(self, desired: Desired | None = None) -> int:
         """A command; its generation."""
-        desired: Any = "stopped" if self.known % 2 else "paused"
+        desired = desired or ("stopped" if self.known % 2 else "paused")
         return request_bot(self.store, self.bot_id, desired, Order("tester")).generation
+
+    def await_state(self, generation: int, state: str) -> None:
+        """Until a listener has observed this command."""
+
+        def observed() -> bool:
+            row = self.row()
+            return row["observed_generation"] >= generation and row["state"] == state
+
+        wait_until(observed, 60.0, f"the bot is {state}")
+
+    def row(self) -> dict[str, Any]:
+        (row,) = [row for row in self.store.call("list_bots") if row["bot_id"] == self.bot_id]
+        return row
 
     def await_way(self, way: Transport) -> None:
         wait_until(lambda: self.signals.state().transport == way, what=way)
@@ -84,8 +102,7 @@ class Ear:
         self._read()
 
     def _read(self) -> None:
-        (row,) = [row for row in self.store.call("list_bots") if row["bot_id"] == self.bot_id]
-        self.known = row["generation"]
+        self.known = self.row()["generation"]
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +113,15 @@ def project(request: pytest.FixtureRequest) -> Iterator[Project]:
             yield live
             return
     server, template = request.getfixturevalue("servers")[0], request.getfixturevalue("template")
-    name = sql.Identifier(f"realtime_{uuid.uuid4().hex[:8]}")
+    name = f"realtime_{uuid.uuid4().hex[:8]}"
+    names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}
     with psycopg.connect(server, autocommit=True) as console:
-        console.execute(sql.SQL("create database {} template {}").format(name, sql.Identifier(template)))
-        dsn = make_conninfo(server, dbname=name._obj[0])
+        console.execute(sql.SQL("create database {name} template {template}").format(**names))
+        dsn = make_conninfo(server, dbname=name)
         stand_in.install(dsn)
         with open_project(dsn) as opened:
             yield opened
-        console.execute(sql.SQL("drop database {} with (force)").format(name))
+        console.execute(sql.SQL("drop database {name} with (force)").format(**names))
 
 
 @pytest.fixture
@@ -270,22 +288,24 @@ def test_sessions_that_end_at_once_are_tried_ever_more_rarely(
     assert hearing.hears()
 
 
-def test_a_fault_of_who_hears_does_not_end_the_hearing(hearing: Ear) -> None:
-    reads = hearing.reads
-    hearing.fails = 2
-    asked = [hearing.ask()]
+def test_a_fault_of_who_hears_does_not_end_the_hearing(ear: Ear) -> None:
+    ear.signals.start()
+    wait_until(lambda: ear.signals.state().transport in WAYS)
+    reads = ear.reads
+    ear.fails = 2
+    asked = [ear.ask()]
 
     def again() -> bool:
-        if hearing.fails and hearing.signals.state().transport in WAYS:
-            asked.append(hearing.ask())
-        return not hearing.fails
+        if ear.fails and ear.signals.state().transport in WAYS:
+            asked.append(ear.ask())
+        return not ear.fails
 
     wait_until(again, what="two faults")
-    hearing.await_known(asked[-1])
-    wait_until(lambda: hearing.signals.state().transport in WAYS)
-    assert hearing.hears()
-    assert hearing.reads > reads
-    assert hearing.signals._thread.is_alive()
+    ear.await_known(asked[-1])
+    wait_until(lambda: ear.signals.state().transport in WAYS)
+    assert ear.hears()
+    assert ear.reads > reads
+    assert ear.signals._thread.is_alive()
 
 
 def test_changes_that_the_server_missed_are_read_when_it_says_so(hearing: Ear, server: stand_in.Realtime) -> None:
@@ -329,6 +349,21 @@ def test_subscribed_does_not_mean_that_changes_flow(
     assert ear.signals.state().transport == "polling"
     server.keeps_system_ok = False
     ear.await_way("postgres_changes")
+    assert ear.hears()
+
+
+def test_a_broadcast_needs_no_word_of_the_server(ear: Ear, server: stand_in.Realtime) -> None:
+    """An older one has none."""
+    server.keeps_system_ok = True
+    ear.signals.start()
+    ear.await_way("broadcast")
+    server.gateway_status = 502
+    server.drop()
+    asked, reads = ear.ask(), ear.reads
+    server.gateway_status = 0
+    ear.await_known(asked)
+    assert ear.reads == reads + 1
+    ear.await_way("broadcast")
     assert ear.hears()
 
 
@@ -460,6 +495,29 @@ def test_notify_goes_before_realtime_and_polling_is_what_is_left(ear: Ear, proje
     polled.start()
     assert polled.state().transport == "polling"
     polled.stop()
+
+
+def test_a_listener_needs_nothing_but_a_project_and_its_key(ear: Ear, project: Project, tmp_path: Path) -> None:
+    settings = ("MIVRA_", "DATABASE_", "POOLER_", "SUPABASE_")
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(settings)},
+        "SUPABASE_URL": project.url,
+        "SUPABASE_SECRET_KEY": project.secret_key,
+        # Never asked; without it the embedded one would be started.
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "MIVRA_HOME": str(tmp_path),
+        "PYTHONUNBUFFERED": "1",
+    }
+    listening = subprocess.Popen([sys.executable, "-m", "mivra", "listen"], env=environ, stdout=subprocess.PIPE)
+    try:
+        assert listening.stdout
+        assert listening.stdout.readline(), "the listener ended"
+        ear.await_state(ear.ask("running"), "running")
+        ear.await_state(ear.ask("killed"), "stopped")
+    finally:
+        listening.terminate()
+        listening.communicate(timeout=30)
+    assert listening.returncode == 0
 
 
 @pytest.mark.parametrize(("role", "joins"), [("viewer", True), ("", False)])

@@ -248,6 +248,7 @@ def exactly(value: Any, drawn: re.Pattern[str] | None = None) -> Any:
     if isinstance(value, list):
         return [exactly(each, drawn) for each in value]
     if isinstance(value, datetime):
+        assert value.tzinfo is not None
         return "moment", value.astimezone(UTC).isoformat()
     return type(value), value
 

@@ -118,7 +118,7 @@ class Realtime:
         """Why a topic may not be joined; "*" is every topic."""
         self.join_delay_s = 0.0
         self.keeps_system_ok = False
-        """Subscribed, but changes never flow."""
+        """It never says that hints flow."""
         self.is_lossy = False
         """What happens is not told: a gap on the server's side."""
         self.copies = 1
@@ -246,7 +246,9 @@ class Realtime:
         await client.reply(message, "ok", {"postgres_changes": channel.bindings})
         await self._ready.wait()
         wants_word = (config.get("broadcast") or {}).get("replication_ready")
-        if channel.bindings and not self.keeps_system_ok:
+        if self.keeps_system_ok:
+            return
+        if channel.bindings:
             await client.system(channel, "ok", READY, "postgres_changes")
         elif wants_word:
             await client.system(channel, "ok", "Replication connection established")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from mivra.analytics.results import BotDay, BotsToday
 from mivra.control.bots import Bot, Desired, State
 from mivra.control.commands import ConfigRule
+from mivra.control.line import Transport
 from mivra.control.listener import ListenerState
 from mivra.control.signals import SignalsState
 from mivra.web import bot_config, bot_deeds, bot_detail, control_state, faces, fleet, trail
@@ -176,6 +177,11 @@ def test_a_control_that_works_is_no_problem_and_says_who_acts() -> None:
     standby = replace(LISTENER, acting=False, acting_holder="other:2:b")
     assert control_state.who(standby).replace("\\", "") == "other:2:b acts, this dashboard stands by"
     assert "python -m mivra listen" in control_state.who(None)
+
+
+def test_every_way_of_hearing_of_changes_is_explained() -> None:
+    assert set(control_state.WAYS) == set(get_args(Transport))
+    assert all(control_state.WAYS.values())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -230,6 +231,17 @@ def test_the_secret_of_a_home_is_made_once_and_is_its_owners_alone(tmp_path: Pat
     assert cookie_secret(home) == secret
     assert [path.name for path in home.iterdir()] == ["cookie_secret"]
     assert (home / "cookie_secret").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_is_faster_makes_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tempfile.mkstemp
+
+    def slow(**options: Any) -> tuple[int, str]:
+        (tmp_path / "cookie_secret").write_text("x" * 64)
+        return real(**options)
+
+    monkeypatch.setattr(tempfile, "mkstemp", slow)
+    assert cookie_secret(tmp_path) == "x" * 64
 
 
 def test_a_damaged_secret_is_said_and_not_used(tmp_path: Path) -> None:
