@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -193,6 +194,8 @@ def _url(variable: str, text: str) -> str:
     if not text.startswith(schemes):
         # The value may hold a password, so the sentence does not repeat it.
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")
+    if variable == "MIVRA_PUBLIC_URL" and urlsplit(text).path:
+        raise ConfigError("MIVRA_PUBLIC_URL has a path; give the dashboard a host name of its own")
     return text
 
 

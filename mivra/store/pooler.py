@@ -65,7 +65,8 @@ def _close(connection: psycopg.Connection[Row]) -> None:
 
 def _backend(connection: psycopg.Connection[Row]) -> int:
     with patience.within(connection, ANSWER_S):
-        (row,) = connection.execute("select pg_backend_pid() as pid")
+        # Never prepared: on another backend there is no such statement, or another's.
+        (row,) = connection.execute("select pg_backend_pid() as pid", prepare=False)
     return int(row["pid"])
 
 

@@ -10,7 +10,7 @@ import ipaddress
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from starlette.datastructures import MutableHeaders
@@ -132,7 +132,7 @@ class SignedIn:
             await self._gated(scope, receive, send)
 
     async def _gated(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._desk.providers:
+        if self._desk.providers and _kind(scope) == "page":
             request = Request(scope, receive)
             if claims := oidc.brought(request):
                 await (await oidc.exchange(self._desk, request, claims))(scope, receive, send)
@@ -193,29 +193,33 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Response,
 
 def _anonymous(scope: Scope) -> Response:
     """Pages lead to the sign-in page, programs are told."""
-    path = scope["path"]
-    if path == "/api" or path.startswith("/api/"):
+    kind = _kind(scope)
+    if kind == "api":
         return problem(401, "Not signed in", ANONYMOUS)
-    if not _is_page(scope):
+    if kind == "other":
         return PlainTextResponse(ANONYMOUS, 401)
-    query = scope["query_string"].decode("latin-1")
+    path, query = scope["path"], scope["query_string"].decode("latin-1")
     target = quote(f"{path}?{query}" if query else path, safe="")
     return RedirectResponse(f"/sign-in?next={target}" if target != "%2F" else "/sign-in", SEE_OTHER)
 
 
 def _waiting(scope: Scope) -> Response:
-    path = scope["path"]
-    if path == "/api" or path.startswith("/api/"):
+    kind = _kind(scope)
+    if kind == "api":
         return problem(503, "Not ready", STARTING, {"Retry-After": str(AGAIN_S)})
-    if not _is_page(scope):
+    if kind == "other":
         return PlainTextResponse(STARTING, 503)
     return sign_in.document("One moment", "", STARTING, 503, refresh_s=AGAIN_S)
 
 
-def _is_page(scope: Scope) -> bool:
+def _kind(scope: Scope) -> Literal["page", "api", "other"]:
+    """What is asked for: a file's name has a dot, a page's none."""
     path = scope["path"]
+    if path == "/api" or path.startswith("/api/"):
+        return "api"
     is_asset = path.startswith(ASSETS) or "." in path.rpartition("/")[2]
-    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and not is_asset
+    is_read = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+    return "page" if is_read and not is_asset else "other"
 
 
 def _with_headers(send: Send) -> Send:

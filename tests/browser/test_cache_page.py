@@ -76,7 +76,7 @@ def open_deed(page: Page, name: str) -> Locator:
 def tick(page: Page, row: int) -> None:
     """Choose a key."""
     click_box(page, row)
-    expect(page.locator('[data-testid="stCode"]')).to_be_visible()
+    expect(page.locator('[data-testid="stCode"]')).to_be_visible(timeout=WAIT_MS)
 
 
 def count(page: Page) -> int:

@@ -77,7 +77,7 @@ def tick(page: Page, *rows: int) -> None:
     """Select bots, one after another."""
     for number, row in enumerate(rows, 1):
         click_box(page, row)
-        expect(page.get_by_text(f"bots, {number} selected")).to_be_visible()
+        expect(page.get_by_text(f"bots, {number} selected")).to_be_visible(timeout=WAIT_MS)
         settle(page)
 
 
@@ -233,7 +233,7 @@ def test_the_audit_trail_of_all_is_a_file_that_says_who_what_and_why(
     page: Page, dashboard: Dashboard, tmp_path: Path
 ) -> None:
     query(dashboard, "select request_bot('paper-tesla', 'stopped', 'ann', gen_random_uuid(), reason => '=1+1')")
-    query(dashboard, "select set_kill_switch(true, 'ann', 'to be written down')")
+    query(dashboard, "select set_kill_switch(true, 'bob', 'to be written down')")
     go(page, dashboard, "view=Audit+trail")
     with page.expect_download() as download:
         page.get_by_role("button", name="Download CSV").click()

@@ -436,7 +436,8 @@ def test_a_bot_that_starts_under_the_kill_switch_opens_nothing(bot: Starter, tra
 
 
 def test_the_log_is_the_standard_error_in_utc_with_a_line_a_message_and_no_password(bot: Starter) -> None:
-    running = bot(DATABASE_URL="postgresql://mivra:hunter2@127.0.0.1:1/x", TZ="Asia/Tokyo").start()
+    away = "postgresql://mivra:hunter2@127.0.0.1:1/x"
+    running = bot(DATABASE_URL=away, POOLER_URL=away, TZ="Asia/Tokyo").start()
     wait_until(lambda: running.beat("failures"))
     running.send("stop", deadline_s=0.0)
     assert running.ended() == 0
