@@ -124,6 +124,15 @@ create table sim.clock (at timestamptz not null);
 insert into sim.clock values (now());
 create function sim.clock_timestamp() returns timestamptz language sql volatile as 'select at from sim.clock';
 alter table bot_audit disable trigger audit_is_append_only;
+do $$
+declare
+  name regprocedure;
+begin
+  for name in select oid from pg_proc where proconfig @> '{"search_path=public, pg_temp"}' loop
+    execute format('alter function %s set search_path = sim, public, pg_catalog', name);
+  end loop;
+end
+$$;
 """
 RESET = """
 delete from bot_control;
