@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mivra import config, runtime
-from mivra.errors import ConfigError
+from mivra.errors import ConfigError, MivraError
 from mivra.store import Store
 from mivra.web import access, gate, live, oidc, passwords, problems
 from mivra.web.boot import boot, say
@@ -103,8 +103,12 @@ def signed_in(
 
 
 def store() -> Store:
-    """That of the runtime; MivraError while there is none."""
-    return runtime.current().store
+    """That of the runtime; MivraError while there is none, and then it is tried again."""
+    try:
+        return runtime.current().store
+    except MivraError:
+        start_again()
+        raise
 
 
 def start_again() -> None:

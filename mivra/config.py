@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from mivra.errors import ConfigError
 ROOT = Path(__file__).resolve().parent.parent
 TOLD_TO_BOTS = ("MIVRA_BOT_ID", "MIVRA_BOT_DIR", "MIVRA_BOT_CONFIG", "MIVRA_BOT_GENERATION")
 """Variables that are no settings: an executor names its bot so, and a bot its program."""
+_PART = r"(?:[^:@/?#%]|%[0-9A-Fa-f]{2})*"
+_POSTGRES = re.compile(rf"postgres(ql)?://({_PART}(:{_PART})?@)?(?:[^@/?#%]|%[0-9A-Fa-f]{{2}})*(/[^@/?#]*)?(\?[^#@]*)?")
 SECRET_LENGTH = 32
 DAY_MINUTES = 1440
 
@@ -191,9 +194,14 @@ def _url(variable: str, text: str) -> str:
         schemes = ("redis://", "rediss://", "unix://", *kinds)
     if variable in ("SUPABASE_URL", "MIVRA_PUBLIC_URL"):
         schemes, text = ("https://", "http://"), text.rstrip("/")
+    # The value may hold a password, so no sentence repeats it.
     if not text.startswith(schemes):
-        # The value may hold a password, so the sentence does not repeat it.
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")
+    if variable in ("DATABASE_URL", "POOLER_URL") and not _POSTGRES.fullmatch(text):
+        # The driver would take a part of the password for a host, and say it.
+        raise ConfigError(
+            f"{variable} is no URL: postgresql://user:password@host:port/database, other characters as %XX"
+        )
     if variable == "MIVRA_PUBLIC_URL" and urlsplit(text).path:
         raise ConfigError("MIVRA_PUBLIC_URL has a path; give the dashboard a host name of its own")
     return text

@@ -77,10 +77,11 @@ class Runtime:
         self._pulse = Pulse(self._beat)
         self._pulse.start()
         self._closing.callback(self._pulse.stop)
-        self.listener = self._start_listener(settings)
+        # First of the two: under a setting that it refuses no bot is started.
         self.signals = open_signals(
             settings, database_url, self._control, on_event=self._on_event, on_connect=self._on_connect
         )
+        self.listener = self._start_listener(settings)
         self.signals.start()
         self._closing.callback(self.signals.stop)
 

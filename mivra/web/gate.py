@@ -124,7 +124,7 @@ class SignedIn:
             await self._app(scope, receive, send)
         elif _name(scope) not in self._names:
             await _refuse(scope, receive, send, PlainTextResponse(OTHER_NAME, 403), "another name")
-        elif is_http and path.split("/")[1] in ("sign-in", "sign-out"):
+        elif is_http and path.removeprefix("/").partition("/")[0] in ("sign-in", "sign-out"):
             await self._front(scope, receive, send)
         elif is_http and self._desk.providers and path in (oidc.LOGIN, oidc.CALLBACK):
             await self._app(scope, receive, _or_failed(path, send))
@@ -230,6 +230,8 @@ def _with_headers(send: Send) -> Send:
                 headers.setdefault(name, value)
             if headers.get("content-type", "").startswith("text/html"):
                 headers.setdefault("Content-Security-Policy", "frame-ancestors 'none'")
+                # The browser's Back shows nobody else's page, and asks again who is there.
+                headers["Cache-Control"] = "no-store"
         await send(message)
 
     return sending

@@ -17,9 +17,9 @@ import pytest
 
 from mivra.control.commands import Order, bot_history, request_bot, request_bots, set_kill_switch
 from mivra.control.listener import Listener
+from mivra.control.notify import notifications
 from mivra.control.reconcile import Row
 from mivra.control.running import lock_holder
-from mivra.control.notify import notifications
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, InvalidData
 from tests.integration.control_world import BOT, CONFIG, Watch, World

@@ -216,7 +216,6 @@ def _readable_cookie_secret(environ: Environ, _project: Project) -> Environ:
     ("change", "subject", "words", "others"),
     [
         (_with(DATABASE_URL=NOWHERE), "database", "refused", {"hints"}),
-        (_with(DATABASE_URL="postgresql://u:hun/ter2@h/x"), "database", "as %XX", {"hints"}),
         (_direct_by_pooler, "database", "in transaction mode", {"hints"}),
         (_with(POOLER_URL=NOWHERE), "pooler", "refused", {"connections"}),
         (

@@ -39,6 +39,7 @@ def test_without_any_variable_everything_is_embedded() -> None:
         ("SUPABASE_SECRET_KEY", "sb_publishable_abc"),
         ("SUPABASE_PUBLISHABLE_KEY", "sb_secret_abc"),
         ("MIVRA_PUBLIC_URL", "mivra.example.com"),
+        ("MIVRA_PUBLIC_URL", "https://mivra.example.com/bots"),
         ("MIVRA_COOKIE_SECRET", "short"),
         ("MIVRA_SESSION_IDLE", "0"),
         ("MIVRA_SESSION_IDLE", "1441"),
@@ -60,6 +61,28 @@ def test_the_sentence_about_a_wrong_url_does_not_repeat_its_password(variable: s
     with pytest.raises(ConfigError) as caught:
         load({variable: "ftp://user:hunter2@somewhere"})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["zeb%zz", "zeb@zeb", "zeb/zeb", "zeb#zeb", "zeb?zeb", "zeb:zeb"])
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "POOLER_URL"])
+def test_a_password_that_the_driver_would_misread_and_say_never_reaches_it(variable: str, password: str) -> None:
+    with pytest.raises(ConfigError, match=variable) as caught:
+        load({variable: f"postgresql://user:{password}@host/db"})
+    assert "zeb" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://",
+        "postgres://user:p%40ss@host:5432/db?sslmode=require",
+        "postgresql:///db?host=%2Ftmp%2Fsockets&user=me",
+        "postgresql://user:secret@[::1]:5432/db",
+        "postgresql://user@first:5432,second:5432/db",
+    ],
+)
+def test_what_the_driver_understands_is_a_url(url: str) -> None:
+    assert load({"DATABASE_URL": url}).database_url == url
 
 
 def jwt_of(role: str) -> str:

@@ -128,6 +128,7 @@ def test_no_page_can_be_framed_or_guessed_at() -> None:
         b"referrer-policy": b"same-origin",
         b"x-frame-options": b"DENY",
         b"content-security-policy": b"frame-ancestors 'none'",
+        b"cache-control": b"no-store",
     }
 
 
@@ -163,6 +164,10 @@ def asking(path: str = "/", cookie: str = "", method: str = "GET", **options: An
     asked = {**scope(**options), "path": path, "method": method, "query_string": b""}
     asked["headers"].append((b"cookie", f"mivra_session={cookie}".encode()))
     return asked
+
+
+def test_a_path_without_any_slash_is_a_question_of_nobody() -> None:
+    assert through(guarded(Table()), asking("*", method="OPTIONS"))[0]["status"] == 401
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "evil.example", "localhost.evil.example", None])
