@@ -192,8 +192,6 @@ def _url(variable: str, text: str) -> str:
     if variable == "REDIS_URL":
         kinds = ("redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://")
         schemes = ("redis://", "rediss://", "unix://", *kinds)
-    if variable in ("SUPABASE_URL", "MIVRA_PUBLIC_URL"):
-        schemes, text = ("https://", "http://"), text.rstrip("/")
     # The value may hold a password, so no sentence repeats it.
     if not text.startswith(schemes):
         raise ConfigError(f"{variable} must begin with {' or '.join(schemes)}")
@@ -202,9 +200,19 @@ def _url(variable: str, text: str) -> str:
         raise ConfigError(
             f"{variable} is no URL: postgresql://user:password@host:port/database, other characters as %XX"
         )
-    if variable == "MIVRA_PUBLIC_URL" and urlsplit(text).path:
-        raise ConfigError("MIVRA_PUBLIC_URL has a path; give the dashboard a host name of its own")
     return text
+
+
+def _site(variable: str, text: str) -> str:
+    site = text.rstrip("/")
+    try:
+        parts = urlsplit(site)
+        is_site = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_site = False
+    if not is_site or site != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ConfigError(f"{variable} must be https:// and a host name, without a path")
+    return site
 
 
 _CONVERT: dict[str, Callable[[str, str], object]] = {
@@ -218,6 +226,8 @@ _CONVERT: dict[str, Callable[[str, str], object]] = {
     "MIVRA_CURRENCY": _currency,
     "MIVRA_COOKIE_SECRET": _long,
     "MIVRA_SESSION_IDLE": _minutes,
+    "MIVRA_PUBLIC_URL": _site,
+    "SUPABASE_URL": _site,
     "SUPABASE_SECRET_KEY": _key,
     "SUPABASE_PUBLISHABLE_KEY": _key,
 }

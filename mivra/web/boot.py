@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from mivra import config, runtime
 from mivra.control.bots import BotBoard
-from mivra.errors import ConfigError, MigrationError, MivraError
+from mivra.errors import ConfigError, MivraError
 from mivra.web.live import hub
 
 State = Literal["starting", "ready", "failed"]
@@ -69,7 +69,7 @@ class Boot:
         try:
             self._start()
         except MivraError as error:
-            self._fail(str(error), retryable=not isinstance(error, ConfigError | MigrationError))
+            self._fail(str(error), retryable=not isinstance(error, ConfigError))
         except Exception as error:
             logger.exception("the start failed")
             self._fail(f"The start failed ({type(error).__name__}); the console has the details", retryable=True)

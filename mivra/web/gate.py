@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mivra.errors import ConfigError, MivraError
+from mivra.errors import MivraError
 from mivra.web import oidc, sign_in
 from mivra.web.problems import problem
 from mivra.web.sessions import Session
@@ -37,6 +37,8 @@ ANONYMOUS: Final = "Sign in first."
 STARTING: Final = "Mivra is starting, or its database does not answer. This page tries again by itself."
 
 SEE_OTHER: Final = 303
+PERSON: Final = b"x-mivra-person"
+"""Header by which Streamlit is told who it is (.streamlit/config.toml); what a client says of itself is removed."""
 HEALTH: Final = "/_stcore/health"
 EVENTS: Final = "/api/events"
 ASSETS: Final = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
@@ -62,7 +64,7 @@ logger = logging.getLogger(__name__)
 class Gate:
     """ASGI middleware: opens the door that fits the settings when the server starts, and has nobody answered before.
 
-    `door` raises ConfigError for settings under which nothing must be served; the server ends with that sentence.
+    `door` raises for settings under which nothing must be served; the server ends with that sentence.
     """
 
     def __init__(self, app: ASGIApp, door: Callable[[ASGIApp], ASGIApp]) -> None:
@@ -73,7 +75,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._door = self._door or self._make(self._app)
-        except ConfigError as error:
+        except (MivraError, OSError, ValueError) as error:
             if scope["type"] != "lifespan":
                 raise
             await receive()
@@ -81,6 +83,10 @@ class Gate:
             return
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if not scope["path"].isprintable():
+            # It would be one route to us and another to who matches it with a regular expression.
+            await _refuse(scope, receive, send, PlainTextResponse("There is no such page.\n", 404), "no such page")
             return
         await self._door(scope, receive, _with_headers(send) if scope["type"] == "http" else send)
 
@@ -146,7 +152,9 @@ class SignedIn:
             return
         if session is None:
             await _refuse(scope, receive, send, _anonymous(scope), "nobody has signed in")
-        elif scope["type"] == "websocket" or scope["path"] == EVENTS:
+            return
+        scope = _with_person(scope, session)
+        if scope["type"] == "websocket" or scope["path"] == EVENTS:
             await self._while_signed_in(scope, receive, send, cookie)
         else:
             await self._app(scope, receive, send)
@@ -178,6 +186,12 @@ class SignedIn:
         with suppress(MivraError):
             while await self._look(cookie):
                 await asyncio.sleep(LOOK_S)
+
+
+def _with_person(scope: Scope, session: Session) -> Scope:
+    """So that Streamlit lets nobody else take up what a browser tab left."""
+    headers = [header for header in scope["headers"] if header[0] != PERSON]
+    return {**scope, "headers": [*headers, (PERSON, str(session.operator_id).encode())]}
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Response, why: str) -> None:

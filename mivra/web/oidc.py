@@ -103,10 +103,10 @@ def _exchange(desk: Desk, request: Request, claims: Mapping[str, object]) -> Res
         logger.warning("sign-in refused from %s: the provider has not verified the e-mail", address)
         raise Refused(UNVERIFIED, 403)
 
-    def who(attempt: int) -> str | None:
-        return desk.sessions.open("oidc", address, email=email, attempt=attempt)
-
-    cookie = desk.admit(email, address, who, f"no role ({claims.get('provider')})")
+    # A provider's word is no guess: guesses at the password do not keep its owner out. Who has no role is counted.
+    cookie = desk.sessions.open("oidc", address, email=email) or desk.admit(
+        email, address, lambda _attempt: None, f"no role ({claims.get('provider')})"
+    )
     return desk.let_in(request, cookie, safe_path(unquote(request.cookies.get(NEXT_COOKIE, "/"))))
 
 

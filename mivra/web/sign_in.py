@@ -6,6 +6,7 @@ import html
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -26,7 +27,7 @@ from mivra.web.sessions import Sessions
 
 WRONG: Final = "E-mail and password do not match an account with a role here."
 NO_ROLE: Final = "This account has no role here. Ask an admin of this dashboard to add its e-mail."
-AWAY: Final = "The database does not answer, so nobody can be let in. Try again in a moment."
+AWAY: Final = "The database cannot be asked, so nobody is let in; the console says why. Try again in a moment."
 AUTH_AWAY: Final = "Supabase Auth does not answer, so no password can be checked. Try again in a moment."
 AUTH_BUSY: Final = "Supabase Auth has had too many sign-ins. Try again in a few minutes."
 AUTH_REFUSES: Final = "Supabase Auth refuses this dashboard. Its operator finds the reason in the console's log."
@@ -131,7 +132,13 @@ class Desk:
             minutes = math.ceil(begun["wait_seconds"] / 60)
             in_time = f"in {minutes} minutes" if minutes > 1 else "in a minute"
             raise Refused(f"Too many attempts. Try again {in_time}.", 429, begun["wait_seconds"])
-        cookie = who(begun["attempt"])
+        try:
+            cookie = who(begun["attempt"])
+        except MivraError:
+            # Nobody's password was looked at.
+            with suppress(MivraError):
+                self.store().call("take_back_sign_in", attempt=begun["attempt"])
+            raise
         if cookie is None:
             self.store().call("sign_in_failed", email=email, address=address, why=why)
             logger.warning("sign-in refused from %s", address)

@@ -26,7 +26,7 @@ FUNCTIONS = {
         account_metrics asset_performance begin_sign_in bots_today break_even close_session configure_deployment
         create_bot dashboard_metrics database_facts ensure_user find_session function_shapes margin mask_email midnight
         open_session record_audit reporting_day revenue_daily set_up_realtime shown_email sign_in_failed top_users
-        touch_session trade_stats user_growth_daily win_rate
+        take_back_sign_in touch_session trade_stats user_growth_daily win_rate
     """,
     "mivra_listener service_role": "applied_migrations claim_bots ping_signals release_lease report_bots",
     "mivra_bot service_role": "open_trades record_trades",
@@ -43,7 +43,7 @@ DEFINERS = """
     close_session configure_deployment create_bot database_facts demand ensure_user function_shapes is_trusted
     kill_switch_state list_audit list_operators may open_session open_trades operators_audited ping_signals
     profile_created record_audit record_trades release_lease remove_operator report_bots request_bot request_bots
-    set_kill_switch set_up_realtime shown_email sign_in_failed tell touch_session
+    set_kill_switch set_up_realtime shown_email sign_in_failed take_back_sign_in tell touch_session
 """
 """What runs with the owner's rights, whoever calls: each with a search path that its caller cannot change."""
 

@@ -24,10 +24,13 @@ import psycopg
 import pytest
 from itsdangerous import Signer, TimestampSigner, URLSafeTimedSerializer
 from psycopg import sql
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from mivra.store.postgres import PostgresStore
+from mivra.web.sign_in import AWAY
 from tests.browser.dashboard import ROOT, Dashboard, serve
 from tests.conftest import _maintain, _url
 from tests.supabase.oidc import Provider, open_provider
@@ -85,14 +88,33 @@ class Place:
             assert answer.status_code == 303, answer.text
             yield browser
 
-    def websocket(self, browser: httpx.Client) -> ClientConnection:
+    def websocket(self, browser: httpx.Client, *subprotocols: str) -> ClientConnection:
         cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
         headers = {"Origin": self.url, "Cookie": cookies}
-        return connect(f"ws://localhost:{self.dashboard.port}/_stcore/stream", additional_headers=headers)
+        url = f"ws://localhost:{self.dashboard.port}/_stcore/stream"
+        return connect(url, additional_headers=headers, subprotocols=subprotocols or None)  # type: ignore[arg-type]
+
+    def run(self, statement: str, *values: object) -> None:
+        with psycopg.connect(self.project.dsn, autocommit=True) as connection:
+            connection.execute(statement.encode(), values)
 
     def audit(self, action: str, email: str) -> list[dict[str, object]]:
         rows = self.store.call("list_audit", area="access", size=500)
         return [row for row in rows if row["action"] == action and row["target"] == email]
+
+
+GUESSES = "insert into sign_in_attempts (email, address) select %s, n::text from generate_series(1, 60) n"
+
+
+def page_session(opened: ClientConnection) -> str:
+    """Streamlit's own name of what a browser tab has."""
+    asked = BackMsg()
+    asked.rerun_script.query_string = ""
+    opened.send(asked.SerializeToString())
+    while True:
+        said = ForwardMsg.FromString(opened.recv(timeout=30))
+        if said.WhichOneof("type") == "new_session":
+            return str(said.new_session.initialize.session_id)
 
 
 def _address() -> str:
@@ -488,6 +510,35 @@ def test_an_auth_in_trouble_is_a_sentence(place: Place, fault: object, status: i
     assert "Traceback" not in answer.text
 
 
+def test_what_a_tab_left_is_taken_up_by_its_own_person_only(place: Place) -> None:
+    with place.signed_in(place.person("admin")) as hers, place.signed_in(place.person("viewer")) as his:
+        with place.websocket(hers) as tab:
+            left = page_session(tab)
+        with place.websocket(his, "streamlit", "--", left) as tab:
+            assert page_session(tab) != left
+        with place.websocket(hers, "streamlit", "--", left) as tab:
+            assert page_session(tab) == left
+
+
+def test_attempts_at_which_nobody_looked_do_not_count(place: Place) -> None:
+    email = place.person()
+    with place.browser() as browser:
+        place.project.auth.is_down = True
+        assert [sign_in(browser, email).status_code for _ in range(6)] == [503] * 6
+        place.project.auth.is_down = False
+        assert sign_in(browser, email).status_code == 303
+
+
+def test_strangers_everywhere_do_not_keep_out_who_has_been_here_before(place: Place) -> None:
+    email = place.person()
+    with place.browser("203.0.113.9") as browser:
+        assert sign_in(browser, email).status_code == 303
+        place.run(GUESSES, email)
+        assert sign_in(browser, email).status_code == 303
+    with place.browser("203.0.113.10") as browser:
+        assert sign_in(browser, email).status_code == 429
+
+
 def test_an_auth_that_is_gone_or_slow_is_a_sentence_and_the_rest_goes_on(place: Place) -> None:
     auth, email = place.project.auth, place.person()
     with place.signed_in(place.person()) as inside, place.browser() as browser:
@@ -520,7 +571,7 @@ def test_while_the_database_is_away_nobody_new_comes_in_and_nobody_is_sent_away(
                 connection.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,))
                 answer = sign_in(browser, email)
                 assert answer.status_code == 503
-                assert said(answer) == "The database does not answer, so nobody can be let in. Try again in a moment."
+                assert said(answer) == AWAY
                 assert inside.get("/").status_code == 200
                 # Also when the session is looked up again, and in vain.
                 log = place.dashboard.home / "server.log"
@@ -633,13 +684,13 @@ def sso(
 
 @contextmanager
 def _come(
-    there: Place, provider: Provider, email: str, next_path: str = "/bots", **lies: object
+    there: Place, provider: Provider, email: str, next_path: str = "/bots", address: str = "", **lies: object
 ) -> Iterator[tuple[httpx.Client, httpx.Response]]:
     """A browser that chose the provider, and where it ended; lies are hooks of the provider."""
     honest = {"claims": {"email": email, "email_verified": True}, "lies": {}, "signs_with_another_key": False}
     for name, value in {**honest, "denies": False, "is_down": False, **lies}.items():
         setattr(provider, name, value)
-    with there.browser() as browser:
+    with there.browser(address) as browser:
         answer = browser.get("/sign-in/with/default", params={"next": next_path}, follow_redirects=True)
         yield browser, answer
 
@@ -664,6 +715,26 @@ def test_a_provider_brings_a_session_and_streamlits_cookies_are_gone(sso: tuple[
         assert record["reason"] == "oidc"
         assert browser.post("/sign-out").status_code == 303
         assert not _signed_in(browser)
+
+
+def test_guesses_at_a_password_do_not_keep_out_whom_a_provider_knows(sso: tuple[Place, Provider]) -> None:
+    there, provider = sso
+    email = there.person("operator")
+    there.run(GUESSES, email)
+    with _come(there, provider, email) as (browser, _answer):
+        assert _signed_in(browser)
+
+
+def test_strangers_with_an_account_of_the_provider_fill_no_record(sso: tuple[Place, Provider]) -> None:
+    there, provider = sso
+    email = f"stranger.{uuid.uuid4().hex[:8]}@example.com"
+    answers = []
+    for _ in range(7):
+        with _come(there, provider, email, address="203.0.113.11") as (_browser, answer):
+            answers.append(answer.status_code)
+    there.run("delete from sign_in_attempts where address = %s", "203.0.113.11")
+    assert answers == [401] * 5 + [429] * 2
+    assert len(there.audit("access.failed", email)) == 5
 
 
 def test_the_sign_in_page_offers_the_provider_and_no_password(sso: tuple[Place, Provider]) -> None:

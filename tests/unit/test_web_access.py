@@ -279,3 +279,32 @@ def test_a_session_that_ended_is_nobody(here: Any, monkeypatch: pytest.MonkeyPat
 def test_only_a_page_is_led_back_to(path: str) -> None:
     assert safe_path(path) == "/"
     assert safe_path("/bots?run=1#x") == "/bots?run=1#x"
+
+
+@pytest.mark.parametrize("error", [OSError("Not a directory"), ValueError("no port"), StoreUnavailable("away")])
+def test_a_door_that_cannot_be_made_is_no_start(error: Exception) -> None:
+    def failing(_inside: ASGIApp) -> ASGIApp:
+        raise error
+
+    (said,) = through(Gate(page, failing), {"type": "lifespan"})
+    assert said == {"type": "lifespan.startup.failed", "message": f"Mivra does not start: {error}"}
+
+
+def test_a_path_that_looks_like_another_leads_nowhere() -> None:
+    assert through(Gate(page, LocalOnly), asking("/api/events\n"))[0]["status"] == 404
+
+
+def test_the_application_is_told_by_us_who_it_is_and_by_nobody_else() -> None:
+    table, seen = Table(), []
+
+    async def inside(asked: Any, receive: Any, send: Any) -> None:
+        seen.extend(value for name, value in asked["headers"] if name == b"x-mivra-person")
+        await page(asked, receive, send)
+
+    sessions = sessions_of(table)
+    cookie = sessions.open("oidc", "1.1.1.1", email="a@example.com") or ""
+    desk = Desk(sessions, lambda: table, None, {}, str, None)  # type: ignore[arg-type,return-value]
+    asked = asking("/", cookie)
+    asked["headers"].append((b"x-mivra-person", b"somebody else"))
+    through(SignedIn(inside, desk, frozenset({"localhost"}), away=lambda: None), asked)
+    assert seen == [str(table.operator).encode()]

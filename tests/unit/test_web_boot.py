@@ -40,7 +40,7 @@ def test_a_start_that_works_is_ready_and_is_stopped_at_the_end() -> None:
     ("error", "retryable"),
     [
         (ConfigError("MIVRA_LISTENER is wrong"), False),
-        (MigrationError("3 migrations are missing"), False),
+        (MigrationError("3 migrations are missing"), True),
         (StoreUnavailable("connection refused"), True),
     ],
 )

@@ -171,7 +171,10 @@ begin
   where a.email = begin_sign_in.email or a.address = begin_sign_in.address
   having count(*) filter (where a.email = begin_sign_in.email and a.address = begin_sign_in.address) >= 5
     or count(*) filter (where a.address = begin_sign_in.address) >= 20
-    or count(*) filter (where a.email = begin_sign_in.email) >= 50;
+    -- Strangers everywhere do not keep out who has signed in from here before.
+    or count(*) filter (where a.email = begin_sign_in.email) >= 50 and not exists (
+      select from operator_audit o
+      where o.action = 'access.signed_in' and o.target = begin_sign_in.email and o.source = begin_sign_in.address);
   if found then
     return query select null::bigint, ceil(extract(epoch from oldest + interval '15 minutes' - clock_timestamp()))::integer;
     return;
@@ -182,6 +185,14 @@ begin
 end
 $$;
 comment on function begin_sign_in is 'Before a password is looked at: an attempt, or how many seconds to wait';
+
+create function take_back_sign_in(attempt bigint) returns table (taken_back boolean) language plpgsql volatile as $$
+begin
+  delete from sign_in_attempts a where a.id = take_back_sign_in.attempt;
+  return query select found;
+end
+$$;
+comment on function take_back_sign_in is 'An attempt whose password could not be looked at does not count';
 
 create function sign_in_failed(email text, address text, why text) returns table (id bigint) language sql volatile as $$
   insert into operator_audit as a (actor, action, target, reason, source)
@@ -625,14 +636,14 @@ begin
     on_behalf_of, open_session, open_trades, operators_audited, ping_signals, profile_created, record_audit,
     record_trades, release_lease, remove_operator, report_bots, reporting_day, request_bot, request_bots,
     revenue_daily, set_kill_switch, set_up_realtime, shown_email, sign_in_failed, status_changed, status_stays,
-    tell, top_users, touch_session, trade_stats, user_growth_daily, win_rate}'::text[] loop
+    take_back_sign_in, tell, top_users, touch_session, trade_stats, user_growth_daily, win_rate}'::text[] loop
     execute format('revoke all on function %I from public, anon, authenticated, service_role', name);
   end loop;
   -- Every write runs as the owner, after it has asked who calls; tables are written by nobody else.
   foreach name in array '{
     add_operator, begin_sign_in, claim_bots, close_session, configure_deployment, create_bot, ensure_user,
     open_session, ping_signals, record_audit, record_trades, release_lease, remove_operator, report_bots,
-    request_bot, request_bots, set_kill_switch, set_up_realtime, sign_in_failed, tell, touch_session}'::text[] loop
+    request_bot, request_bots, set_kill_switch, set_up_realtime, sign_in_failed, take_back_sign_in, tell, touch_session}'::text[] loop
     execute format('alter function %I security definer set search_path = public, pg_temp', name);
   end loop;
 end
@@ -677,7 +688,7 @@ grant select on deployment, profiles, bot_control, bot_status, leases, bot_audit
   scanner_performance, kill_switch, operators, sessions, sign_in_attempts
   to service_role;
 grant execute on function create_bot, ensure_user, configure_deployment, record_audit, record_trades, open_trades,
-  claim_bots, report_bots, release_lease, ping_signals, begin_sign_in, sign_in_failed, open_session,
+  claim_bots, report_bots, release_lease, ping_signals, begin_sign_in, take_back_sign_in, sign_in_failed, open_session,
   find_session, touch_session, close_session, set_up_realtime, function_shapes, applied_migrations, database_facts
   to service_role;
 grant execute on function claim_bots, report_bots, release_lease, ping_signals, applied_migrations to mivra_listener;
