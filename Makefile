@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench screenshots clean
+.PHONY: run test test-pooled check bench screenshots clean
 
 run: .venv/installed
 	$(BIN)/streamlit run app.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# What asks the database, once more through PgBouncer in transaction mode.
+test-pooled: .venv/installed
+	MIVRA_TEST_POOLED=1 $(BIN)/python -m pytest tests/integration/test_bot_process.py tests/integration/test_control.py \
+		tests/integration/test_control_model.py tests/integration/test_control_rules.py tests/integration/test_figures.py \
+		tests/integration/test_roles.py tests/integration/test_sample.py tests/integration/test_schema.py \
+		tests/integration/test_trade_events.py
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -118,6 +118,7 @@ WRITES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("add_operator", {"email": "admin@example.com", "role": "admin", "actor": "a"}),
     ("add_operator", {"email": "viewer@example.com", "role": "viewer", "actor": "a"}),
     ("begin_sign_in", {"email": "admin@example.com", "address": "::1"}),
+    ("take_back_sign_in", {"attempt": 1}),
     ("sign_in_failed", {"email": "x@example.com", "address": "::1", "why": "wrong password"}),
     ("open_session", {"token_hash": HASH, "method": "oidc", "address": "::1", "email": "admin@example.com"}),
     ("touch_session", {"token_hash": HASH, "idle_seconds": 3600}),
