@@ -10,11 +10,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,6 +23,7 @@ IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-con
 START_S = 90
 """The first start makes a database and fills it."""
 WAIT_MS = 30_000
+TICKS = 5
 ROW_PX = 35
 
 QUIET = (
@@ -115,6 +116,16 @@ def click_box(page: Page, row: int) -> None:
     table = page.locator('[data-testid="stDataFrame"]').first
     expect(table.get_by_test_id("data-grid-canvas")).to_be_visible(timeout=WAIT_MS)
     table.click(position={"x": ROW_PX / 2, "y": ROW_PX * (row + 1.5)})
+
+
+def tick_row(page: Page, row: int, sign: Locator) -> None:
+    """Click the box of a row until the sign of it is there: a table that is just drawn anew drops the click."""
+    for _ in range(TICKS):
+        click_box(page, row)
+        with suppress(AssertionError):
+            expect(sign).to_be_visible(timeout=WAIT_MS / TICKS)
+            return
+    raise AssertionError(f"Row {row} was clicked {TICKS} times, and nothing came of it")
 
 
 def open_page(name: str) -> AppTest:

@@ -25,7 +25,7 @@ from mivra.cache.remote import KEEP_S
 from mivra.store.embedded.places import Places
 from mivra.store.sample import load_sample
 from mivra.web.cache_keys import specs
-from tests.browser.dashboard import WAIT_MS, Dashboard, click_box, serve, settle
+from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle, tick_row
 from tests.browser.proxy import Door
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_live import _reach, _url
@@ -75,8 +75,7 @@ def open_deed(page: Page, name: str) -> Locator:
 
 def tick(page: Page, row: int) -> None:
     """Choose a key."""
-    click_box(page, row)
-    expect(page.locator('[data-testid="stCode"]')).to_be_visible(timeout=WAIT_MS)
+    tick_row(page, row, page.locator('[data-testid="stCode"]'))
 
 
 def count(page: Page) -> int:

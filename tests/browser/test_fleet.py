@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from mivra.store.embedded.places import Places
-from tests.browser.dashboard import WAIT_MS, Dashboard, click_box, settle
+from tests.browser.dashboard import WAIT_MS, Dashboard, settle, tick_row
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
@@ -76,8 +76,7 @@ def go(page: Page, dashboard: Dashboard, query: str = "") -> None:
 def tick(page: Page, *rows: int) -> None:
     """Select bots, one after another."""
     for number, row in enumerate(rows, 1):
-        click_box(page, row)
-        expect(page.get_by_text(f"bots, {number} selected")).to_be_visible(timeout=WAIT_MS)
+        tick_row(page, row, page.get_by_text(f"bots, {number} selected"))
         settle(page)
 
 
