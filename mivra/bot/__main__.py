@@ -29,7 +29,7 @@ from mivra.bot.broker import PaperBroker
 from mivra.bot.channel import Channel, Start, clock
 from mivra.bot.child import Child
 from mivra.bot.config import BotConfig
-from mivra.bot.duty import STOP_S, UNWATCHED_AFTER_S, Duty
+from mivra.bot.duty import STOP_S, Duty
 from mivra.bot.gate import Gate
 from mivra.bot.loop import Loop
 from mivra.bot.market import open_feed
@@ -64,6 +64,8 @@ class Unwatched(ControlError):
     """The executor did not say what to do."""
 
 
+START_S = 3.0
+"""The start line is in the pipe before this process is; who wrote it has died when it is not."""
 EXITS: Mapping[type[MivraError], Exit] = {Taken: Exit.TAKEN, Unwatched: Exit.UNWATCHED, Ended: Exit.CRASHED}
 
 
@@ -176,7 +178,7 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
 
 def _start(channel: Channel) -> tuple[Start, list[dict[str, Any]]] | None:
     """The start line and what came with it, such as the kill switch; None when a stop came first."""
-    give_up_at = clock() + UNWATCHED_AFTER_S
+    give_up_at = clock() + START_S
     messages: list[dict[str, Any]] = []
     while (left := give_up_at - clock()) > 0:
         messages += channel.receive(left)
