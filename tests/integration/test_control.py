@@ -33,6 +33,15 @@ from tests.pgbouncer import open_store
 from tests.support import wait_until
 
 
+def drain(world: World) -> int:
+    """Stop the bot when it has just opened a position, which keeps it in "stopping" for seconds; the generation."""
+    fresh = "select count(*) from trade_history where status = 'open' and opened_at > now() - interval '1 s'"
+    wait_until(lambda: world.sql(fresh) != [(0,)], what="a position to drain")
+    generation = world.ask("stopped").generation
+    wait_until(lambda: world.bot().state == "stopping")
+    return generation
+
+
 def test_start_pause_resume_and_stop_are_carried_out_and_observed(world: World) -> None:
     world.listen()
     assert world.ask("running").generation == 1
@@ -45,9 +54,7 @@ def test_start_pause_resume_and_stop_are_carried_out_and_observed(world: World) 
     assert world.reach("paused").pid == bot.pid
     world.ask("running")
     assert world.reach("running").pid == bot.pid
-    wait_until(lambda: world.bot().progress["open"], what="a position to drain")
-    assert world.ask("stopped").generation == 4
-    wait_until(lambda: world.bot().state == "stopping")
+    assert drain(world) == 4
     gone = world.reach("stopped")
     assert (gone.pid, gone.observed_generation, gone.error) == (None, 4, None)
     assert (gone.progress["open"], gone.progress["state"]) == (0, "stopping"), "its last words are written"
@@ -83,8 +90,7 @@ def test_start_stop_start_of_a_running_bot_ends_running_with_one_process_at_a_ti
         after = world.reach("running")
         assert after.observed_generation == 5
     assert watch.most == 1
-    world.ask("stopped")
-    wait_until(lambda: world.bot().state == "stopping")
+    drain(world)
     with Watch(world) as watch:
         world.ask("running")
         last = world.reach("running")
