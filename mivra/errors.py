@@ -12,7 +12,6 @@ MivraError
 ├── CacheError               a cached value cannot be had in time
 ├── EmbeddedError            the embedded Postgres or Valkey
 ├── ControlError             a command to a bot
-│   └── ExecutorError        a bot's process cannot be started or reached
 ├── BrokerError              an order or a result
 └── TradeImportError         a file of trades
 
@@ -76,10 +75,6 @@ class EmbeddedError(MivraError):
 
 class ControlError(MivraError):
     """The command was not accepted."""
-
-
-class ExecutorError(ControlError):
-    """The bot's process cannot be started."""
 
 
 class BrokerError(MivraError):

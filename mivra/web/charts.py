@@ -24,6 +24,8 @@ GRID: Final = "rgba(122, 135, 148, 0.25)"
 HEIGHT_PX: Final = 280
 ROW_PX: Final = 26
 """Height of one bar in a chart with a name a line."""
+NAME_LENGTH: Final = 24
+"""Characters of a name beside its bar."""
 
 _CONFIG: Final = {"displayModeBar": False, "responsive": True}
 
@@ -79,17 +81,25 @@ def growth(days: Sequence[GrowthDay]) -> go.Figure:
 def users(ranked: Sequence[RankedUser], figure: str, currency: str) -> go.Figure:
     """One bar a user, best on top."""
     values: list[Decimal] = [getattr(user, figure) for user in ranked]
+    names = [f"{user.rank}. {user.email or str(user.user_id)[:8]}" for user in ranked]
     bars = go.Bar(
         x=[float(value) for value in values],
-        y=[f"{user.rank}. {user.email or str(user.user_id)[:8]}" for user in ranked],
+        y=[user.rank for user in ranked],
         orientation="h",
         marker=_signed(values),
         text=[money(value, currency) for value in values],
         textposition="outside",
         cliponaxis=False,
-        hovertemplate="%{y}<br>%{text}<extra></extra>",
+        customdata=names,
+        hovertemplate="%{customdata}<br>%{text}<extra></extra>",
     )
-    return _named([bars], len(ranked), xaxis=_money_axis(currency) | {"range": _room(values)})
+    ticks = {"tickvals": [user.rank for user in ranked], "ticktext": [_short(name) for name in names]}
+    return _named([bars], len(ranked), ticks, xaxis=_money_axis(currency) | {"range": _room(values)})
+
+
+def _short(name: str) -> str:
+    """On a telephone a whole e-mail would leave the bars no room; it stands in the table, and under the pointer."""
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def _room(values: Sequence[Decimal]) -> list[float]:

@@ -20,6 +20,7 @@ from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_pages import CONTRAST
 from tests.conftest import _maintain, _url
+from tests.supabase.oidc import open_provider
 from tests.supabase.project import Project, open_project
 from tests.support import wait_until
 
@@ -234,3 +235,25 @@ def test_sign_in_and_a_viewers_page_are_read_in_light_and_dark_and_on_a_telephon
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.screenshot(path=tmp_path / "bots.png")
     page.close()
+
+
+def test_an_admin_of_a_provider_looks_at_everything_and_changes_nothing_where_it_is_read_only(
+    page: Page, place: Place, servers: tuple[str, str | None], tmp_path: Path
+) -> None:
+    (tmp_path / ".streamlit").mkdir()
+    environ = {"HOME": str(tmp_path), "DATABASE_URL": place.database_url, "REDIS_URL": str(servers[1])}
+    with open_provider() as provider:
+        (tmp_path / ".streamlit" / "secrets.toml").write_text(provider.secrets())
+        provider.claims = {"email": place.person("admin"), "email_verified": True}
+        with serve(tmp_path, MIVRA_READ_ONLY="1", **environ) as dashboard:
+            page.goto(f"{dashboard.url}/bots")
+            page.get_by_role("link", name="Sign in with").click()
+            expect(page.get_by_text(f"{provider.claims['email']}, admin")).to_be_visible(timeout=WAIT_MS)
+            for path in ("bots", "bots?view=Audit+trail", "cache_stats?part=Keys", "top_users", ""):
+                page.goto(f"{dashboard.url}/{path}")
+                settle(page)
+                expect(page.get_by_text("Read only")).to_be_visible()
+                expect(page.get_by_role("button", name=COMMANDS)).to_have_count(0)
+            page.get_by_role("button", name="Sign out").click()
+            expect(page.get_by_role("link", name="Sign in with")).to_be_visible(timeout=ENDED_MS)
+        assert "Traceback" not in (tmp_path / "server.log").read_text()

@@ -54,7 +54,7 @@ from mivra.store.supabase import TYPES, SupabaseStore
 from tests.integration.control_world import CONFIG
 from tests.integration.copies import copied
 from tests.servers import Liar, Process, free_port
-from tests.supabase.project import Project, RestHooks, answering, dropping, hanging, losing, open_project
+from tests.supabase.project import Project, RestHooks, answering, dropping, hanging, losing, open_project, without
 from tests.support import wait_until
 
 NOW = datetime(2026, 11, 1, 12, 34, 56, 789_012, tzinfo=UTC)
@@ -628,6 +628,21 @@ def test_every_figure_is_read_through_the_api_alone(database_url: str, tmp_path:
             unbind()
         for figure, same in zip(through_api, expected, strict=True):
             assert {**figure, "as_of": None} == {**same, "as_of": None}
+
+
+def test_nothing_is_served_where_the_database_is_not_told_for_whom_it_is_asked(
+    database_url: str, tmp_path: Path
+) -> None:
+    with through(database_url) as (_direct, _api, project):
+        project.rest.faults.extend([without("x-mivra-operator")] * 20)
+        settings = Settings(
+            home=tmp_path,
+            supabase_url=project.url,
+            supabase_secret_key=project.secret_key,
+            redis_url="redis://127.0.0.1:1",
+        )
+        with pytest.raises(ConfigError, match="drops the header x-mivra-operator; let it pass"):
+            Runtime(settings)
 
 
 def test_who_has_no_supabase_does_not_pay_for_its_imports() -> None:

@@ -258,6 +258,16 @@ def answering(status: int, body: object, media_type: str = "application/json") -
     return Response(body if isinstance(body, str) else json.dumps(body), status, media_type=media_type)
 
 
+def without(header: str) -> ASGIApp:
+    """A fault: what stands between lets this header of the request fall."""
+
+    async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+        kept = [(name, value) for name, value in scope["headers"] if name.decode() != header]
+        await scope["behind"]({**scope, "headers": kept}, receive, send)
+
+    return forward
+
+
 async def dropping(_scope: Scope, _receive: Receive, send: Send) -> None:
     """A fault: the connection ends within the answer."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})

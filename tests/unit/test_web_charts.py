@@ -41,7 +41,7 @@ def test_an_asset_on_which_traders_win_has_another_shape() -> None:
 def test_a_user_without_an_e_mail_is_named_by_id() -> None:
     user = RankedUser(1, UUID(int=1), None, 3, Decimal(9), Decimal("-1.5"), None)
     bar = charts.users([user], "pnl", "EUR").data[0]
-    assert (bar.y[0], bar.text[0]) == ("1. 00000000", "-€1.50")
+    assert (bar.customdata[0], bar.text[0]) == ("1. 00000000", "-€1.50")
 
 
 def test_the_ground_is_transparent_so_that_both_themes_work() -> None:
