@@ -24,7 +24,7 @@ GRID: Final = "rgba(122, 135, 148, 0.25)"
 HEIGHT_PX: Final = 280
 ROW_PX: Final = 26
 """Height of one bar in a chart with a name a line."""
-NAME_LENGTH: Final = 24
+NAME_LENGTH: Final = 20
 """Characters of a name beside its bar."""
 
 _CONFIG: Final = {"displayModeBar": False, "responsive": True}
