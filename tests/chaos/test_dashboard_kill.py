@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ ALL_END_S = 30.0
 """The promise: nothing of a killed dashboard is there any more after this long."""
 GRACE_S = 13.0
 """The promise: a dashboard that acts again by then finds its bots as they were; the lease of a killed one takes 10."""
+TRIES = 3
 TOLERANCE_S = 5.0
 """For a machine that has other things to do."""
 ENDED = (0, -signal.SIGTERM)
@@ -151,9 +152,19 @@ def gone(processes: list[psutil.Process], since: float, within: float) -> None:
     assert not left, f"still there after {within:.0f} s: {left}"
 
 
-def is_in_time(left_at: float) -> None:
-    if time.monotonic() - left_at > GRACE_S:
-        pytest.skip("this machine is too busy to start a dashboard before the bots end themselves")
+def again(home: Home, leave: Callable[[], object]) -> subprocess.Popen[bytes]:
+    """Another dashboard that acts within the grace after this one left, and finds the bots as they were."""
+    for _ in range(TRIES):
+        pids = home.reach("running")
+        left_at = time.monotonic()
+        leave()
+        dashboard = home.dashboard()
+        if time.monotonic() - left_at <= GRACE_S:
+            assert home.reach("running") == pids
+            return dashboard
+        leave = dashboard.kill
+    end(home, dashboard)
+    pytest.skip(f"this machine is too busy: {TRIES} dashboards did not act within {GRACE_S:.0f} s")
 
 
 def test_a_killed_dashboard_loses_no_trade_leaves_no_process_and_its_bots_come_back(home: Home) -> None:
@@ -189,21 +200,16 @@ def test_a_killed_dashboard_loses_no_trade_leaves_no_process_and_its_bots_come_b
 def test_a_restart_within_the_grace_goes_on_with_the_same_processes(home: Home) -> None:
     first = home.dashboard()
     home.ask("running", *BOTS)
+    home.reach("running")
+
+    def hand_over() -> None:
+        first.terminate()
+        assert first.wait(30) in ENDED
+        assert home.holder() is None, "it handed its lease over"
+
+    second = again(home, hand_over)
+    third = again(home, second.kill)
     pids = home.reach("running")
-
-    left_at = time.monotonic()
-    first.terminate()
-    assert first.wait(30) in ENDED
-    assert home.holder() is None, "it handed its lease over"
-    second = home.dashboard()
-    is_in_time(left_at)
-    assert home.reach("running") == pids
-
-    left_at = time.monotonic()
-    second.kill()
-    second.wait()
-    third = home.dashboard()
-    is_in_time(left_at)
     home.ask("paused", *BOTS)
     assert home.reach("paused") == pids
     assert len(home.sql("select distinct holder from bot_status")) == 1
