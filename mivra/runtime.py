@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import ExitStack
 from typing import cast, get_args
-from uuid import uuid4
 
 from mivra import analytics
 from mivra.cache import Region
@@ -23,8 +22,8 @@ from mivra.control.bots import BotBoard
 from mivra.control.listener import Listener
 from mivra.control.pulse import Pulse
 from mivra.control.signals import open_signals
-from mivra.errors import ConfigError, MigrationError, MivraError
-from mivra.store import Store, connected, one, server_urls
+from mivra.errors import MigrationError, MivraError
+from mivra.store import check_identity, connected, server_urls
 from mivra.store.fresh import load_sample_once
 from mivra.store.migrate import migrate, pending
 
@@ -59,7 +58,7 @@ class Runtime:
         self._closing.callback(self.store.close)
         if pending(self.store):
             raise MigrationError
-        _check_identity(self.store)
+        check_identity(self.store)
         self._configure(settings)
         self.remote = RemoteTier(redis_url)
         self.region = Region(self.remote, on_load=lambda _name: self.changes.publish("data"))
@@ -130,15 +129,6 @@ class Runtime:
         due = self._coalescer.run_due()
         waits = [self._board_due - time.monotonic()] + ([due] if due is not None else [])
         return max(0.0, min(waits))
-
-
-def _check_identity(store: Store) -> None:
-    """Who asks on behalf of nobody is the program itself, and may everything; so that has to arrive."""
-    if not one(store.on_behalf_of(uuid4()).call("database_facts"))["on_behalf"]:
-        raise ConfigError(
-            "The database is not told for whom the dashboard asks, so nothing is served: what stands before "
-            "SUPABASE_URL drops the header x-mivra-operator; let it pass, or set DATABASE_URL or POOLER_URL"
-        )
 
 
 def fill(settings: Settings, database_url: str) -> None:

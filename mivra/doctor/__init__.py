@@ -32,6 +32,7 @@ CHECKS: Final[dict[str, Check]] = {
 }
 OF_THE_SCHEMA: Final[dict[str, Check]] = {
     "operators": database.operators,
+    "identity": database.identity,
     "clock": database.clock,
     "connections": database.connections,
     "hints": supabase.hints,

@@ -8,6 +8,7 @@ from typing import Final
 
 from mivra.doctor.case import ANSWER_S, Case, Finding, note, ok, wrong
 from mivra.errors import MigrationError
+from mivra.store import check_identity
 from mivra.store.base import Row, one
 from mivra.store.migrate import migrations as all_migrations
 from mivra.store.migrate import pending
@@ -82,6 +83,12 @@ def operators(case: Case) -> Iterator[Finding]:
         yield wrong("there is no admin; run: python -m mivra operator add you@example.com --role admin")
     else:
         yield note("nobody has a role; nobody needs one while there is no sign-in")
+
+
+def identity(case: Case) -> Iterator[Finding]:
+    """Whether a person's role is what decides."""
+    check_identity(case.store)
+    yield ok("the database is told for whom it is asked")
 
 
 def clock(case: Case) -> Iterator[Finding]:

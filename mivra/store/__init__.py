@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from uuid import uuid4
 
 from mivra.config import Settings
 from mivra.errors import ConfigError
 from mivra.store.base import Row, Store, one
 from mivra.store.postgres import PostgresStore
 
-__all__ = ["Row", "Store", "connected", "database", "one", "open_store", "server_urls"]
+__all__ = ["Row", "Store", "check_identity", "connected", "database", "one", "open_store", "server_urls"]
 
 
 @contextmanager
@@ -56,6 +57,15 @@ def connected(settings: Settings, database_url: str | None, *, application: str,
     assert settings.supabase_url  # noqa: S101 - settings without any database are the embedded one's
     assert settings.supabase_secret_key  # noqa: S101 - load() refuses that
     return SupabaseStore(settings.supabase_url, settings.supabase_secret_key, max_connections=max_connections)
+
+
+def check_identity(store: Store) -> None:
+    """ConfigError when it gets lost for whom is asked: who asks for nobody is the program, and may everything."""
+    if not one(store.on_behalf_of(uuid4()).call("database_facts"))["on_behalf"]:
+        raise ConfigError(
+            "The database is not told for whom the dashboard asks, so nothing is served: what stands before "
+            "SUPABASE_URL drops the header x-mivra-operator; let it pass, or set DATABASE_URL or POOLER_URL"
+        )
 
 
 @contextmanager

@@ -22,18 +22,19 @@ from mivra.doctor import database as doctor_database
 from mivra.doctor import report
 from mivra.doctor import supabase as doctor_supabase
 from mivra.store import embedded, postgres
+from mivra.store.embedded.locks import Lock
 from mivra.store.embedded.places import UP, valkey_binary
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
 from tests.pgbouncer import pgbouncer
 from tests.servers import Process, free_port
-from tests.supabase.project import Project, answering, hanging
+from tests.supabase.project import Project, answering, hanging, without
 from tests.supabase.realtime import install
 from tests.support import server_processes, wait_until
 
 COOKIE_SECRET = "c00kie" * 6
 NOWHERE = "postgresql://nobody:hunter2@127.0.0.1:1/none"
-SCHEMA = {"operators", "clock", "connections", "hints"}
+SCHEMA = {"operators", "identity", "clock", "connections", "hints"}
 """What is only known of a database that is reached and migrated."""
 SUBJECTS = SCHEMA | {
     *("settings", "database", "pooler", "supabase", "secret key", "publishable key", "auth", "redis", "home"),
@@ -117,6 +118,13 @@ def test_a_project_is_enough_without_any_connection_to_postgres(sound: Environ) 
     assert seen.lines["migrations"][0][0] == "ok"
 
 
+def test_a_gateway_that_keeps_back_for_whom_is_asked_is_named(sound: Environ, project: Project) -> None:
+    project.rest.faults.extend([without("x-mivra-operator")] * 50)
+    seen = examined(rest_only(sound))
+    assert seen.wrong() == {"identity"}
+    assert "drops the header x-mivra-operator" in seen.said("identity")
+
+
 def test_a_new_project_is_told_to_migrate(sound: Environ, project: Project) -> None:
     environ = {name: text for name, text in rest_only(sound).items() if name != "SUPABASE_PUBLISHABLE_KEY"}
     unknown = {"code": "PGRST202", "message": "Could not find the function in the schema cache"}
@@ -143,8 +151,10 @@ def test_embedded_servers_that_run_are_looked_at_and_left_running(tmp_path: Path
         assert examined({"MIVRA_HOME": str(tmp_path)}).code == 0
         assert server_processes(tmp_path)
     wait_until(lambda: not server_processes(tmp_path), what="the doctor keeps no server")
-    # As a guardian that was killed leaves it.
-    (tmp_path / "guardian.lock").write_bytes(UP)
+    # As a guardian that was killed leaves it; one that ends has no name any more before it lets its lock go.
+    with closing(Lock(tmp_path / "guardian.lock")) as lock:
+        wait_until(lock.exclusive)
+        lock.write(UP)
     assert "starts with the dashboard" in examined({"MIVRA_HOME": str(tmp_path)}).said("database")
 
 
