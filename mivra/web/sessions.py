@@ -125,16 +125,17 @@ class Sessions:
         return known.session, known.session is None or self._clock() < known.due
 
     def touch(self, cookie: str | None) -> None:
-        """A person has done something."""
+        """A person has done something; while the database is away nobody waits for that to be written."""
         key = self._key(cookie)
         known = self._known.get(key) if key else None
         with self._lock:
-            if known is None or self._clock() < known.touched_at + TOUCH_S:
+            if known is None or self._clock() < max(known.touched_at + TOUCH_S, self._away_until):
                 return
             known.touched_at = self._clock()
         try:
             self._store().call("touch_session", token_hash=key, idle_seconds=self._idle_s)
         except MivraError as error:
+            self._away_until = self._clock() + AWAY_S
             logger.warning("a click was not written down: %s", error)
 
     def close(self, cookie: str | None, address: str) -> None:

@@ -197,6 +197,23 @@ def test_clicks_are_written_down_once_a_minute(sessions: Sessions, table: Table,
     sessions.touch("not ours")
 
 
+def test_one_vain_question_is_enough_for_a_click_and_a_look(sessions: Sessions, table: Table, clock: Clock) -> None:
+    cookies = [opened(sessions) for _ in range(2)]
+    table.error, table.calls = StoreUnavailable(), []
+    clock.now += 61
+    sessions.touch(cookies[0])
+    found = sessions.find(cookies[0])
+    assert found
+    assert not found.confirmed
+    sessions.touch(cookies[1])
+    assert table.calls == ["touch_session"]
+    table.error = None
+    clock.now += 3.1
+    sessions.touch(cookies[1])
+    assert sessions.find(cookies[0]) == sessions.find(cookies[1])
+    assert table.calls == ["touch_session", "touch_session", "find_session", "find_session"]
+
+
 def test_somebody_without_a_role_gets_no_cookie(sessions: Sessions, table: Table) -> None:
     table.call = lambda *_args, **_params: []  # type: ignore[method-assign]
     assert sessions.open("oidc", "::1", email="a@example.com") is None
