@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, LiteralString
 
@@ -14,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from mivra.store.embedded.places import Places
-from tests.browser.dashboard import WAIT_MS, Dashboard, settle, tick_row
+from tests.browser.dashboard import TICKS, WAIT_MS, Dashboard, click_box, settle
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
@@ -74,10 +75,17 @@ def go(page: Page, dashboard: Dashboard, query: str = "") -> None:
 
 
 def tick(page: Page, *rows: int) -> None:
-    """Select bots, one after another."""
-    for number, row in enumerate(rows, 1):
-        tick_row(page, row, page.get_by_text(f"bots, {number} selected"))
+    """Select bots, one after another; all anew when a table, drawn anew at a click, has dropped or replaced one."""
+    for _ in range(TICKS):
+        with suppress(AssertionError):
+            for number, row in enumerate(rows, 1):
+                click_box(page, row)
+                expect(page.get_by_text(f"bots, {number} selected")).to_be_visible(timeout=WAIT_MS / TICKS)
+                settle(page)
+            return
+        page.reload()
         settle(page)
+    raise AssertionError(f"Rows {rows} were clicked {TICKS} times, and were not selected")
 
 
 def open_deed(page: Page, name: str, inside: str = "stMain") -> Locator:
