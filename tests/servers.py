@@ -202,12 +202,13 @@ def tls(port: int) -> Iterator[int]:
 
 
 class Proxy:
-    """A port in front of a local server, whose answers may come back changed or late."""
+    """A port in front of a local server, whose answers may come back changed, late, or as the last ones."""
 
     def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self.port = free_port()
         self.change: Callable[[bytes], bytes] = bytes
         self.delay_s: Callable[[], float] = float
+        self.is_cut = False
         self._server = port
         self._context = context
         self._stopped = asyncio.Event()
@@ -243,6 +244,8 @@ class Proxy:
                     await asyncio.sleep(self.delay_s())
                 writer.write(self.change(data) if changed else data)
                 await writer.drain()
+                if changed and self.is_cut:
+                    return
 
 
 class Liar(socketserver.ThreadingTCPServer):

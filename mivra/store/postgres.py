@@ -168,8 +168,8 @@ class PostgresStore:
         with translated(), self._connection() as connection, patience.within(connection, ANSWER_S):
             if not self._local:
                 return connection.execute(statement, values).fetchall()
-            # Sent at once: a transaction costs no more round trips than a statement.
-            with connection.pipeline(), connection.transaction():
+            # One transaction in one round trip: the server commits what was sent together when it has done it all.
+            with _counted(connection), connection.pipeline():
                 connection.execute(_settings(tuple(self._local)), self._local)
                 cursor = connection.execute(statement, values)
             return cursor.fetchall()
@@ -193,6 +193,17 @@ def _lives(connection: psycopg.Connection[Row]) -> bool:
         connection.execute("")
         return True
     return False
+
+
+@contextmanager
+def _counted(connection: psycopg.Connection[Row]) -> Iterator[None]:
+    """A pooler may end a line with more answers than were asked for, on which psycopg 3.3 pops an empty queue."""
+    try:
+        yield
+    except IndexError as error:
+        if not connection.closed:
+            raise
+        raise StoreUnavailable("The database ended the connection.") from error
 
 
 def _limit_statements(connection: psycopg.Connection[Row]) -> None:

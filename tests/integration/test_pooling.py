@@ -6,6 +6,7 @@ import itertools
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import scalar_row
 
 from mivra import analytics
@@ -24,13 +26,16 @@ from mivra.errors import ConfigError, Conflict, InvalidData, StoreTimeout, Store
 from mivra.store import pooler, postgres, retry
 from mivra.store.base import READS, one
 from mivra.store.pooler import is_transaction_pooler, refuse_transaction_pooler
-from mivra.store.postgres import POOL_WAIT_S, PostgresStore
+from mivra.store.postgres import POOL_WAIT_S, PostgresStore, _counted
 from tests.integration.control_world import CONFIG
 from tests.pgbouncer import behind, pgbouncer
-from tests.servers import free_port
+from tests.servers import Proxy, free_port
 from tests.support import wait_until
 
 CALLERS = 120
+MESSAGES = 11
+"""Those of the server when a setting and a function are sent at once."""
+
 READERS = 50
 APPLICATION = "mivra pooling"
 Opened = Callable[..., PostgresStore]
@@ -323,6 +328,57 @@ def test_a_write_without_a_key_of_its_own_is_done_once_or_not_at_all(
     assert len(found) == len(set(found))
     assert known <= set(found)
     assert store.statistics().queries == 300
+
+
+class Cut:
+    """Ends the line after so many messages of the server, with so many last words as a pooler may have."""
+
+    WORDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+    LAST = b"E" + (len(WORDS) + 4).to_bytes(4) + WORDS
+
+    def __init__(self, proxy: Proxy, after: int, words: int) -> None:
+        self.proxy, self.left, self.words = proxy, after, words
+        proxy.is_cut, proxy.change = False, self
+
+    def __call__(self, data: bytes) -> bytes:
+        end = 0
+        while end < len(data):
+            if not self.left:
+                self.proxy.is_cut = True
+                return data[:end] + self.words * self.LAST
+            self.left -= 1
+            end += 1 + int.from_bytes(data[end + 1 : end + 5])
+        return data
+
+
+def test_a_line_that_ends_anywhere_in_an_answer_is_an_error_of_ours(
+    database_url: str,
+    poolers: dict[str, str | None],
+    console: psycopg.Connection[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = conninfo_to_dict(behind(poolers["pooled"] or "", database_url))
+    monkeypatch.setattr(postgres, "_lives", lambda connection: not connection.closed)
+    with ExitStack() as stack:
+        proxy = stack.enter_context(closing(Proxy(int(str(there["port"])))))
+        url = make_conninfo(**{**there, "host": "127.0.0.1", "port": proxy.port})
+        store = stack.enter_context(closing(PostgresStore(url, max_connections=1, pooled=True)))
+        for words, after in itertools.product(range(3), range(MESSAGES)):
+            proxy.is_cut, proxy.change = False, bytes
+            store.call("gate")
+            proxy.change = Cut(proxy, after, words)
+            with pytest.raises(StoreUnavailable):
+                store.call("sign_in_failed", email=f"{words}.{after}@example.com", address="here", why="wrong")
+    found = console.execute("select target from operator_audit").fetchall()
+    assert len(found) == len(set(found))
+
+
+def test_more_answers_than_were_asked_for_are_the_end_of_the_line(console: psycopg.Connection[object]) -> None:
+    with pytest.raises(IndexError), _counted(console):
+        deque[int]().popleft()
+    console.close()
+    with pytest.raises(StoreUnavailable, match="ended the connection"), _counted(console):
+        deque[int]().popleft()
 
 
 def test_what_is_asked_again_only_reads(console: psycopg.Connection[object]) -> None:
