@@ -198,6 +198,10 @@ def test_a_backend_that_outlives_its_postmaster_is_ended(home: Path) -> None:
         kill([part(home, "guardian"), part(home, "bin/postgres")])
         again = embedded.start(home)
         assert begun(again.database_url)
+        answer = connection.pgconn.get_result()
+        # Lost, and not "canceling statement due to user request", which nobody would ask again.
+        assert answer
+        assert answer.error_field(psycopg.pq.DiagnosticField.SQLSTATE) != b"57014"
     again.close()
     servers.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def test_readers_get_their_answer_whenever_postgres_is_started_again(server: Pos
             readers = [threads.submit(read, number) for number in range(READERS)]
             try:
                 for fault in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):
-                    wait_for_more(answers)
+                    wait_for_more(answers, readers)
                     server.restart(fault)
-                wait_for_more(answers)
+                wait_for_more(answers, readers)
             finally:
                 over.set()
             for reader in readers:
@@ -63,7 +63,13 @@ def store_of(direct: str, pooled: str, way: str) -> PostgresStore:
     return PostgresStore(url, max_connections=8, application="mivra faults", pooled=way == "pooled")
 
 
-def wait_for_more(answers: list[int]) -> None:
-    """Everybody has been answered again."""
+def wait_for_more(answers: list[int], readers: list[Future[None]]) -> None:
+    """Everybody has been answered again; who ended says why."""
     before = list(answers)
-    wait_until(lambda: all(now > then for now, then in zip(answers, before, strict=True)), PATIENCE_S, "all go on")
+
+    def go_on() -> bool:
+        for reader in readers:
+            assert not reader.done(), reader.exception()
+        return all(now > then for now, then in zip(answers, before, strict=True))
+
+    wait_until(go_on, PATIENCE_S, "all go on")

@@ -20,6 +20,7 @@ ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # no PG* setting and no secre
 STOP_PATIENCE = 10.0  # seconds for a checkpoint on a slow disk; a server killed after it loses no acknowledged row
 RECOVERY_PATIENCE = 300.0  # seconds: after a crash Postgres first replays at most max_wal_size of its log
 LOG_LIMIT = 8 * 2**20  # bytes: a log that has grown past this starts over
+CHILD = "postgres: "  # begins its title; its SIGINT ends a statement only, which the client takes for a timeout
 
 
 class Server:
@@ -100,14 +101,16 @@ class Server:
             )
 
     def _signal(self, number: signal.Signals) -> None:
-        """To our own process, which tells its children; else to all that an earlier one has left."""
+        """To our own process, which tells its children; else to what an earlier one has left."""
         if self.process and self.alive:
             self.process.send_signal(number)
             return
-        for process in psutil.process_iter(["cmdline"]):
-            if self.tag in " ".join(process.info["cmdline"] or []):
-                with suppress(psutil.Error):
-                    process.send_signal(number)
+        titles = {process: " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])}
+        left = {process: title for process, title in titles.items() if self.tag in title}
+        for process, title in left.items():
+            with suppress(psutil.Error):
+                if process.parent() not in left:
+                    process.send_signal(max(number, signal.SIGQUIT) if title.startswith(CHILD) else number)
 
 
 def failure(text: str) -> str:
