@@ -213,9 +213,9 @@ class Executor:
         if "error" in message:
             running.exit_code, running.error = 1, message["error"]
             return True
-        # Nothing to show yet: its pid is written with its first word, or with the next sweep.
+        # Mostly nothing to show yet: its pid is written with its first word, or with the next sweep.
         running.born(message["pid"])
-        return False
+        return running.state != "starting"
 
     def _hear_of_exit(self, message: dict[str, Any]) -> bool:
         for running in self._running.values():

@@ -108,7 +108,8 @@ class Running:
 
     def view(self) -> Process:
         return Process(
-            state=self.state,
+            # A bot may say its first word before it is told which process it is: nothing is shown without one.
+            state=self.state if self.pid else "starting",
             commanded=self.commanded,
             uptime_s=self.uptime_s(),
             stopping_for_s=None if self.stop_sent_at is None else time.monotonic() - self.stop_sent_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mivra.control.pipes import MAX_LINE, Lines, Pipes
+from mivra.control.running import Running
 
 MESSAGES = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=20), max_size=4), max_size=8)
 
@@ -115,3 +117,15 @@ def test_a_folder_without_both_pipes_is_refused_and_leaves_nothing_open(tmp_path
         with pytest.raises(FileNotFoundError):
             Pipes(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+def test_a_bot_is_not_shown_before_it_is_known_which_process_it_is(tmp_path: Path) -> None:
+    with closing(Pipes.make(tmp_path)) as pipes:
+        running, sides = Running(tmp_path, pipes), bot_side(tmp_path)
+        os.write(sides[1], encoded([{"type": "state", "state": "running"}]))
+        assert running.hear()
+        assert running.view().state == "starting"
+        running.born(os.getpid())
+        assert running.view().state == "running"
+    for side in sides:
+        os.close(side)
