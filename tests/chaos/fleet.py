@@ -29,6 +29,7 @@ from mivra.control.running import lock_holder
 from mivra.errors import StoreTimeout, StoreUnavailable
 from mivra.store.base import one
 from mivra.store.postgres import PostgresStore
+from tests.integration.control_world import is_fork_server
 from tests.servers import Proxy
 from tests.support import wait_until
 
@@ -147,7 +148,7 @@ class Fleet:
     def fork_server(self, listener: subprocess.Popen[bytes]) -> psutil.Process:
         def found() -> psutil.Process | None:
             children = psutil.Process(listener.pid).children()
-            return next((each for each in children if "mivra.control.forkserver" in each.cmdline()), None)
+            return next(filter(is_fork_server, children), None)
 
         return wait_until(found, what="it has a fork server")
 

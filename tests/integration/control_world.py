@@ -162,10 +162,10 @@ class Watch:
 
 
 def fork_servers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if _is_fork_server(child)]
+    return [child for child in psutil.Process().children() if is_fork_server(child)]
 
 
-def _is_fork_server(process: psutil.Process) -> bool:
+def is_fork_server(process: psutil.Process) -> bool:
     try:
         return "mivra.control.forkserver" in process.cmdline()
     except psutil.Error:  # gone, or a zombie

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -319,17 +320,16 @@ def test_a_fork_server_that_does_not_answer_is_replaced(world: World, monkeypatc
 
 
 def test_a_dead_fork_server_does_not_make_a_standby_listener_spin(world: World) -> None:
-    standby = Executor(world.home, {})
     woken, wake = os.pipe()
-    (server,) = fork_servers()
-    server.kill()
-    while not standby._server.is_dead():
-        standby.wait(woken, 0.01)
-    standby.wait(woken, 0.0)
-    asked = time.monotonic()
-    standby.wait(woken, 0.2)
-    assert time.monotonic() - asked >= 0.19
-    standby.close()
+    with closing(Executor(world.home, {})) as standby:
+        (server,) = wait_until(fork_servers, what="it has become one")
+        server.kill()
+        while not standby._server.is_dead():
+            standby.wait(woken, 0.01)
+        standby.wait(woken, 0.0)
+        asked = time.monotonic()
+        standby.wait(woken, 0.2)
+        assert time.monotonic() - asked >= 0.19
     os.close(woken)
     os.close(wake)
 
