@@ -13,7 +13,7 @@ from mivra import analytics, runtime
 from mivra.config import Settings
 from mivra.store.sample import load_sample
 from mivra.web.boot import boot
-from tests.browser.dashboard import Dashboard, browse, chromium, serve
+from tests.browser.dashboard import START_S, Dashboard, browse, chromium, serve, settle
 from tests.support import wait_until
 
 
@@ -31,6 +31,10 @@ def browser() -> Iterator[Browser]:
 def dashboard(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
     """The real server with sample data; after `browser`, so that it is not started for nothing."""
     with serve(tmp_path_factory.mktemp("home")) as running:
+        page = browser.new_page()
+        page.goto(running.url)
+        settle(page, START_S * 1000)
+        page.close()
         yield running
 
 

@@ -105,9 +105,9 @@ def browse() -> Iterator[Browser]:
         browser.close()
 
 
-def settle(page: Page) -> None:
+def settle(page: Page, timeout_ms: float = WAIT_MS) -> None:
     """Wait until the page is drawn."""
-    page.wait_for_selector(IDLE, state="attached", timeout=WAIT_MS)
+    page.wait_for_selector(IDLE, state="attached", timeout=timeout_ms)
     page.wait_for_selector('[data-testid="stSkeleton"]', state="detached", timeout=WAIT_MS)
 
 

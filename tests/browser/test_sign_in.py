@@ -121,7 +121,7 @@ def page(browser: Browser) -> Iterator[Page]:
     opened.on("console", lambda message: errors.append(message.text) if is_error(message) else None)
     yield opened
     context.close()
-    ended = re.compile(r"status (of )?401\b|/_stcore/stream' failed: .* 403")
+    ended = re.compile(r"(status|status of|error -) 401\b|/_stcore/stream' failed: .* 403")
     assert [error for error in errors if not ended.search(error)] == []
 
 
