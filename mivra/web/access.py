@@ -53,13 +53,22 @@ def person() -> Person:
     return Person(session.operator_id, session.email, session.role, signed_in=True, confirmed=session.confirmed)
 
 
+def drawn_for() -> Person:
+    """Whom this run of the page is drawn for: asked at its beginning, so that no run has two answers half way.
+
+    Raises as person() does where nobody has asked yet.
+    """
+    known: Person | None = st.session_state.get("person")
+    return known or person()
+
+
 def may(role: Role) -> bool:
-    """Whether the person has at least this role; raises as person() does."""
-    return ROLES.index(person().role) >= ROLES.index(role)
+    """Whether that person is shown what needs at least this role."""
+    return ROLES.index(drawn_for().role) >= ROLES.index(role)
 
 
 def may_write(role: Role) -> bool:
-    """Whether the person may change what needs this role, from this dashboard."""
+    """Whether that person is offered to change what needs this role; writer() asks again."""
     return not runtime.current().settings.read_only and may(role)
 
 

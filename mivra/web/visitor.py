@@ -34,6 +34,7 @@ button:hover, button:focus-visible { color: var(--st-primary-color); border-colo
 
 def is_there() -> bool:
     """Whether there is somebody to draw the page for; else one sentence, the way out, and no data."""
+    st.session_state.pop("person", None)
     try:
         st.session_state["person"] = access.person()
     except PermissionDenied as error:
@@ -69,7 +70,7 @@ def _is_same() -> bool:
 
 def foot() -> None:
     """Who is signed in, as what, and the way out."""
-    who = access.person()
+    who = access.drawn_for()
     if runtime.current().settings.read_only:
         st.caption(":material/visibility: Read only")
     if who.signed_in:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psycopg
@@ -50,8 +51,13 @@ class Become:
         self._monkeypatch.setattr(access, "person", lambda: person)
         return person
 
-    def nobody(self, error: Exception) -> None:
+    def nobody(self, error: Exception, after: Sequence[Person] = ()) -> None:
+        """Nobody is there, once the answers before that have been given."""
+        answers = iter(after)
+
         def gone() -> Person:
+            for answer in answers:
+                return answer
             raise error
 
         self._monkeypatch.setattr(access, "person", gone)
@@ -85,6 +91,22 @@ def test_a_viewer_finds_nothing_to_command_anywhere(become: Become, name: str) -
     assert not app.exception
     assert not app.error
     assert "viewer@example.com, viewer<" in "".join(text.proto.body for text in app.get("html"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("answers", [1, 2, 3, 4])
+def test_a_session_that_ends_while_a_page_is_drawn_ends_it_in_one_sentence(
+    become: Become, name: str, answers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    person = become("admin")
+    app = open_page(name)
+    become.nobody(PermissionDenied(access.ENDED), after=[person] * answers)
+    for _ in range(answers + 1):
+        app.run()
+    assert [(error.value, error.proto.title) for error in app.error] == [(access.ENDED, "")]
+    assert not app.exception
+    assert "error" not in caplog.text
+    assert not buttons(app)
 
 
 @pytest.mark.parametrize("role", ROLES)
