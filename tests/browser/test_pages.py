@@ -137,6 +137,7 @@ def test_an_empty_database_says_what_to_do(page: Page, tmp_path_factory: pytest.
             if name in FIGURES:
                 expect(page.get_by_text("python -m mivra import trades.csv").first).to_be_visible()
         expect(page.get_by_text("python -m mivra add-bot --help").first).to_be_visible()
+        page.goto("about:blank")
 
 
 def test_a_wrong_setting_is_one_sentence_on_the_page_and_on_the_console(
@@ -147,5 +148,6 @@ def test_a_wrong_setting_is_one_sentence_on_the_page_and_on_the_console(
     with serve(home, MIVRA_LISTENER="maybe") as broken:
         go(page, broken, "")
         expect(page.get_by_text(sentence)).to_be_visible(timeout=WAIT_MS)
+        page.goto("about:blank")
     assert f"mivra: {sentence}\n" in (home / "server.log").read_text()
     assert "Traceback" not in (home / "server.log").read_text()
