@@ -121,14 +121,14 @@ class Group:
 
 @contextmanager
 def sentinels() -> Iterator[Group]:
-    """A primary and a replica, watched by three sentinels with a password of their own; a failover takes a second."""
+    """A primary and a replica, watched by three sentinels with a password of their own; a failover takes seconds."""
     with ExitStack() as stack:
         primary = _running(stack, "--repl-diskless-sync-delay", "0")
         replica = _running(stack, "--replicaof", "127.0.0.1", str(primary.port))
         wait_until(lambda: replica.client.info("replication")["master_link_status"] == "up")
         watch = (
             f"sentinel monitor mine 127.0.0.1 {primary.port} 2\nsentinel auth-pass mine secret\n"
-            "sentinel sentinel-pass secret\nsentinel down-after-milliseconds mine 500\n"
+            "sentinel sentinel-pass secret\nsentinel down-after-milliseconds mine 3000\n"
             "sentinel failover-timeout mine 3000\n"
         )
         watchers = [_running(stack, "--sentinel", config=watch, sentinel=True) for _ in range(3)]
@@ -165,7 +165,8 @@ def cluster() -> Iterator[Group]:
         yield Group(f"redis+cluster://:secret@{nodes[(ours + 1) % 3].address}", nodes)
 
 
-_CLUSTER = "cluster-node-timeout 1000\ncluster-replica-validity-factor 0\nrepl-diskless-sync-delay 0\n"
+# Longer than a busy machine keeps a server waiting: it would be failed over.
+_CLUSTER = "cluster-node-timeout 3000\ncluster-replica-validity-factor 0\nrepl-diskless-sync-delay 0\n"
 
 
 def _introduce(nodes: list[Process]) -> None:
