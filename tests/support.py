@@ -18,7 +18,7 @@ from mivra.store.embedded.places import Places
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
     """Ask until the answer is true and return it; the test fails with `what` when it never is."""
     deadline = time.monotonic() + timeout
     while not (answer := condition()):

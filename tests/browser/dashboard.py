@@ -14,17 +14,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+CONTRAST = Path(__file__).with_name("contrast.js").read_text()
 ROUTER = ROOT / "mivra" / "web" / "router.py"
 IDLE = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-connection-state="CONNECTED"]'
 START_S = 90
 """The first start makes a database and fills it."""
-WAIT_MS = 30_000
+WAIT_MS = 60_000
+"""For whatever is waited for: how long it takes decides no test."""
+expect.set_options()
 TICKS = 5
 ROW_PX = 35
+LOOK_MS = 200
 
 QUIET = (
     "--disable-gpu",
@@ -111,10 +115,20 @@ def settle(page: Page, timeout_ms: float = WAIT_MS) -> None:
     page.wait_for_selector('[data-testid="stSkeleton"]', state="detached", timeout=WAIT_MS)
 
 
+def pale_texts(page: Page) -> list[str]:
+    """Those of too little contrast; what is being drawn anew is pale meanwhile, so it is looked at again."""
+    try:
+        page.wait_for_function(f"() => (\n{CONTRAST}\n)().length === 0", timeout=WAIT_MS / TICKS, polling=LOOK_MS)
+    except TimeoutError:
+        found: list[str] = page.evaluate(CONTRAST)
+        return found
+    return []
+
+
 def click_box(page: Page, row: int) -> None:
     """Click the box of a row; a table is a canvas, so it is clicked where the box is drawn."""
     table = page.locator('[data-testid="stDataFrame"]').first
-    expect(table.get_by_test_id("data-grid-canvas")).to_be_visible(timeout=WAIT_MS)
+    expect(table.get_by_test_id("data-grid-canvas")).to_be_visible()
     table.click(position={"x": ROW_PX / 2, "y": ROW_PX * (row + 1.5)})
 
 

@@ -25,11 +25,10 @@ from mivra.cache.remote import KEEP_S
 from mivra.store.embedded.places import Places
 from mivra.store.sample import load_sample
 from mivra.web.cache_keys import specs
-from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle, tick_row
+from tests.browser.dashboard import Dashboard, pale_texts, serve, settle, tick_row
 from tests.browser.proxy import Door
 from tests.browser.screenshots import SCHEMES, Scheme
 from tests.browser.test_live import _reach, _url
-from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
 
 PARTS = ("Figures", "Keys", "Audit log")
@@ -54,7 +53,7 @@ def warm(page: Page, dashboard: Dashboard) -> None:
     """Wait until what pages read by default is kept; the page that looks is told of each."""
     go(page, dashboard, "part=Keys")
     some = "|".join(str(n) for n in range(len(FIGURES), len(FIGURES) + 20))
-    expect(page.get_by_text(re.compile(rf"^({some}) keys, "))).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text(re.compile(rf"^({some}) keys, "))).to_be_visible()
 
 
 def rows(page: Page) -> list[dict[str, str]]:
@@ -251,7 +250,7 @@ def test_a_part_fits_a_telephone(browser: Browser, dashboard: Dashboard, part: s
 def test_text_has_enough_contrast(browser: Browser, dashboard: Dashboard, part: str, scheme: Scheme) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme=scheme)
     go(page, dashboard, f"part={part}")
-    assert page.evaluate(CONTRAST.read_text()) == []
+    assert pale_texts(page) == []
     page.close()
 
 
@@ -262,7 +261,7 @@ def test_without_redis_the_page_says_what_that_means(page: Page, database_url: s
         expect(page.get_by_text("Redis is away. Nothing listens where Redis should")).to_be_visible()
         expect(page.get_by_text("counted over this process alone")).to_be_visible()
         expect(page.get_by_text(re.compile(r"Away$"))).to_be_visible()
-        expect(page.get_by_text(re.compile(r"Open$"))).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_text(re.compile(r"Open$"))).to_be_visible()
         go(page, running, "part=Keys&function=Revenue")
         expect(page.get_by_text("Redis is away: only the copies of this process.")).to_be_visible()
         tick(page, 0)
@@ -286,7 +285,7 @@ def test_two_clicks_are_one_deed(page: Page, database_url: str, tmp_path: Path) 
         wait_until(lambda: deeds(database_url) == 1, what="the first click")
         button.click()
         locking.rollback()
-        expect(page.get_by_text("Read anew from the database.")).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_text("Read anew from the database.")).to_be_visible()
         settle(page)
         expect(page.get_by_role("dialog")).to_have_count(0)
         page.goto("about:blank")
@@ -315,13 +314,13 @@ def test_without_the_database_a_deed_is_refused_in_a_sentence(page: Page, databa
         expect(button).to_be_enabled()
         button.click()
         sentence = dialog.get_by_text("Not confirmed: the database did not answer.")
-        expect(sentence).to_be_visible(timeout=WAIT_MS)
+        expect(sentence).to_be_visible()
         dialog.get_by_role("button", name="Cancel").click()
         expect(dialog).to_have_count(0)
         settle(page)
         assert count(page) == before
         go(page, running, "part=Audit+log")
-        expect(page.get_by_role("button", name="Try again")).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
         expect(page.locator('[data-testid="stException"]')).to_have_count(0)
         door.open()
         wait_until(lambda: _recovered(page), 60, "the audit log")

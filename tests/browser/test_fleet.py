@@ -15,9 +15,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from mivra.store.embedded.places import Places
-from tests.browser.dashboard import TICKS, WAIT_MS, Dashboard, click_box, settle
+from tests.browser.dashboard import TICKS, WAIT_MS, Dashboard, click_box, pale_texts, settle
 from tests.browser.screenshots import SCHEMES, Scheme
-from tests.browser.test_pages import CONTRAST
 from tests.support import wait_until
 
 STOP_MS = 40_000
@@ -29,7 +28,7 @@ def _ready(browser: Browser, dashboard: Dashboard) -> None:
     """The first page is there when the database is."""
     page = browser.new_page()
     page.goto(f"{dashboard.url}/bots")
-    expect(page.locator('[data-testid="stDataFrame"]')).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator('[data-testid="stDataFrame"]')).to_be_visible()
     page.close()
 
 
@@ -124,7 +123,7 @@ def test_several_are_selected_and_paused_by_one_command_which_is_written_down(pa
     dialog.get_by_role("button", name="Pause 2 bots").dblclick()
     expect(page.get_by_text("Pause asked of 2 bots.")).to_be_visible()
     wait_until(lambda: states(dashboard, "eurusd", "eurusd-slow") == ["paused", "paused"])
-    expect(page.get_by_text("2 paused")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("2 paused")).to_be_visible()
     paused = [("paper-eurusd", "paused"), ("paper-eurusd-slow", "paused")]
     assert audited(dashboard, "a look at both") == paused
 
@@ -136,7 +135,7 @@ def test_kill_asks_for_its_word_and_the_process_is_gone(page: Page, dashboard: D
     dialog = open_deed(page, "Kill", "stSidebar")
     expect(dialog.get_by_text("Open trades stay open at the broker")).to_be_visible()
     type_word(dialog, "kill", "Kill bot")
-    expect(page.get_by_test_id("stSidebar").get_by_text("Stopped")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_test_id("stSidebar").get_by_text("Stopped")).to_be_visible()
     wait_until(lambda: not psutil.pid_exists(pid), what="the end of the process")
     assert audited(dashboard, "end of the test") == [("paper-gold", "killed")]
 
@@ -163,7 +162,7 @@ def test_the_kill_switch_is_red_on_a_page_that_nobody_touches_until_it_is_reset_
     dialog.get_by_label("Reason").fill("prices look <b>wrong</b>")
     dialog.get_by_role("button", name="Engage kill switch").click()
     for each in (page, other):
-        expect(each.get_by_text("The kill switch is on").first).to_be_visible(timeout=WAIT_MS)
+        expect(each.get_by_text("The kill switch is on").first).to_be_visible()
         expect(each.get_by_text("Reason: prices look <b>wrong</b>.")).to_be_visible()
     dialog = open_deed(other, "Reset")
     do = dialog.get_by_role("button", name="Reset kill switch")
@@ -171,7 +170,7 @@ def test_the_kill_switch_is_red_on_a_page_that_nobody_touches_until_it_is_reset_
     dialog.get_by_label("Reason").fill("prices are right")
     do.click()
     for each in (page, other):
-        expect(each.get_by_role("alert")).to_have_count(0, timeout=WAIT_MS)
+        expect(each.get_by_role("alert")).to_have_count(0)
     other.close()
     rows = query(dashboard, "select action, reason from operator_audit where action like 'control.%' order by id")
     assert rows[-2:] == [("control.engage", "prices look <b>wrong</b>"), ("control.reset", "prices are right")]
@@ -184,10 +183,10 @@ def test_the_red_is_read_in_light_and_dark_and_on_a_telephone(
     query(dashboard, "select set_kill_switch(true, 'test', 'to be seen')")
     narrow = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
     narrow.goto(f"{dashboard.url}/bots?view=Audit+trail")
-    expect(narrow.get_by_text("The kill switch is on").first).to_be_visible(timeout=WAIT_MS)
+    expect(narrow.get_by_text("The kill switch is on").first).to_be_visible()
     settle(narrow)
     assert narrow.evaluate("document.documentElement.scrollWidth") == 390
-    assert narrow.evaluate(CONTRAST.read_text()) == []
+    assert pale_texts(narrow) == []
     narrow.close()
 
 

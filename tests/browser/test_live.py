@@ -18,7 +18,7 @@ from mivra.bot.config import BotConfig
 from mivra.control.commands import create_bot
 from mivra.store.postgres import PostgresStore
 from mivra.store.sample import load_sample
-from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle
+from tests.browser.dashboard import Dashboard, serve, settle
 from tests.browser.proxy import Door
 from tests.support import wait_until
 
@@ -70,11 +70,11 @@ def test_a_bot_from_start_to_stop_is_followed_on_an_untouched_page(own: Dashboar
     expect(sidebar.get_by_text("Stopped")).to_be_visible()
 
     sidebar.get_by_role("button", name="Start").click()
-    expect(sidebar.get_by_text("Running")).to_be_visible(timeout=WAIT_MS)
+    expect(sidebar.get_by_text("Running")).to_be_visible()
     pid = observed(filled)[1]
     assert pid
     assert psutil.pid_exists(pid)
-    expect(sidebar.get_by_text("trades,").or_(sidebar.get_by_text("1 trade,"))).to_be_visible(timeout=WAIT_MS)
+    expect(sidebar.get_by_text("trades,").or_(sidebar.get_by_text("1 trade,"))).to_be_visible()
     wait_until(lambda: page.wait_for_timeout(200) or _more(trades.inner_text(), before), 60, "trades on the overview")
 
     sidebar.get_by_role("button", name="Stop…").click()
@@ -99,7 +99,7 @@ def test_two_clicks_are_one_command(own: Dashboard, page: Page, filled: str) -> 
     page.goto(f"{own.url}/?bot=Quick")
     settle(page)
     page.locator('[data-testid="stSidebar"]').get_by_role("button", name="Start").dblclick()
-    expect(page.locator('[data-testid="stSidebar"]').get_by_text("Running")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator('[data-testid="stSidebar"]').get_by_text("Running")).to_be_visible()
     with psycopg.connect(filled) as connection:
         commands = connection.execute("select bot_id from bot_audit").fetchall()
     assert commands == [("quick",)]
@@ -110,7 +110,7 @@ def test_a_command_of_somebody_else_is_seen(own: Dashboard, page: Page, filled: 
     settle(page)
     with psycopg.connect(filled) as connection:
         connection.execute("update bot_control set desired = 'running' where bot_id = 'quick'")
-    expect(page.locator('[data-testid="stSidebar"]').get_by_text("Running")).to_be_visible(timeout=WAIT_MS)
+    expect(page.locator('[data-testid="stSidebar"]').get_by_text("Running")).to_be_visible()
 
 
 def test_a_database_that_goes_away_is_a_banner_with_an_age_and_comes_back_by_itself(
@@ -124,15 +124,15 @@ def test_a_database_that_goes_away_is_a_banner_with_an_age_and_comes_back_by_its
         value = page.locator('[data-testid="stMetricValue"]').first.inner_text()
         door.shut()
         banner = page.get_by_text("Database not reachable")
-        expect(banner).to_be_visible(timeout=WAIT_MS)
+        expect(banner).to_be_visible()
         expect(page.get_by_text("What you see is as of")).to_be_visible()
         expect(page.locator('[data-testid="stMetricValue"]').first).to_have_text(value)
         expect(page.locator('[data-testid="stException"]')).to_have_count(0)
         page.get_by_text("90d", exact=True).click()
-        expect(page.get_by_role("button", name="Try again").first).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_role("button", name="Try again").first).to_be_visible()
         door.open()
-        expect(banner).to_have_count(0, timeout=WAIT_MS)
-        expect(page.get_by_role("button", name="Try again")).to_have_count(0, timeout=WAIT_MS)
+        expect(banner).to_have_count(0)
+        expect(page.get_by_role("button", name="Try again")).to_have_count(0)
         page.close()
     door.shut()
 
@@ -152,9 +152,9 @@ def test_a_server_that_comes_back_is_found_again(browser: Browser, filled: str, 
         page.goto(first.url)
         settle(page)
         port = first.port
-    expect(page.get_by_text("Connection lost, trying again")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("Connection lost, trying again")).to_be_visible()
     with serve(tmp_path, port=port, DATABASE_URL=filled):
-        expect(page.get_by_text("Live", exact=True)).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_text("Live", exact=True)).to_be_visible()
         settle(page)
         expect(page.locator('[data-testid="stMetricValue"]').first).to_be_visible()
     page.close()

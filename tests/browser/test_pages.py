@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle
+from tests.browser.dashboard import Dashboard, pale_texts, serve, settle
 from tests.browser.screenshots import PAGES, SCHEMES, Scheme
 
 TITLES = {"": "Overview", "cache_stats": "Cache", "top_users": "Top users"}
-CONTRAST = Path(__file__).with_name("contrast.js")
 FIGURES = ("", "revenue", "growth", "top_users", "assets")
 
 
@@ -53,7 +51,7 @@ def test_a_page_fits_a_telephone(browser: Browser, dashboard: Dashboard, name: s
 def test_text_has_enough_contrast(browser: Browser, dashboard: Dashboard, name: str, scheme: Scheme) -> None:
     page = browser.new_page(viewport={"width": 1440, "height": 1000}, color_scheme=scheme)
     go(page, dashboard, name)
-    assert page.evaluate(CONTRAST.read_text()) == []
+    assert pale_texts(page) == []
     page.close()
 
 
@@ -147,7 +145,7 @@ def test_a_wrong_setting_is_one_sentence_on_the_page_and_on_the_console(
     sentence = 'MIVRA_LISTENER is "maybe"; write on or off'
     with serve(home, MIVRA_LISTENER="maybe") as broken:
         go(page, broken, "")
-        expect(page.get_by_text(sentence)).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_text(sentence)).to_be_visible()
         page.goto("about:blank")
     assert f"mivra: {sentence}\n" in (home / "server.log").read_text()
     assert "Traceback" not in (home / "server.log").read_text()

@@ -16,9 +16,8 @@ from psycopg import sql
 
 from mivra.store.sample import load_sample
 from tests.browser.conftest import is_error
-from tests.browser.dashboard import WAIT_MS, Dashboard, serve, settle
+from tests.browser.dashboard import Dashboard, pale_texts, serve, settle
 from tests.browser.screenshots import SCHEMES, Scheme
-from tests.browser.test_pages import CONTRAST
 from tests.conftest import _maintain, _url
 from tests.supabase.oidc import open_provider
 from tests.supabase.project import Project, open_project
@@ -68,7 +67,7 @@ class Place:
         page.get_by_label("E-mail").fill(email)
         page.get_by_label("Password").fill(PASSWORD)
         page.get_by_role("button", name="Sign in").click()
-        expect(page.get_by_text(f"{email}, {role}")).to_be_visible(timeout=WAIT_MS)
+        expect(page.get_by_text(f"{email}, {role}")).to_be_visible()
         settle(page)
         return email
 
@@ -174,9 +173,9 @@ def test_an_operator_starts_a_bot_and_it_is_written_down_who_it_was(page: Page, 
     email = place.enter(page, "operator")
     side = page.get_by_test_id("stSidebar")
     side.get_by_role("button", name="Start", exact=True).click()
-    expect(side.get_by_text("Running")).to_be_visible(timeout=WAIT_MS)
+    expect(side.get_by_text("Running")).to_be_visible()
     side.get_by_role("button", name="Pause", exact=True).click()
-    expect(side.get_by_text("Paused")).to_be_visible(timeout=WAIT_MS)
+    expect(side.get_by_text("Paused")).to_be_visible()
     rows = place.query("select action from bot_audit where actor = %s order by id", email)
     assert rows == [("running",), ("paused",)]
 
@@ -227,11 +226,11 @@ def test_sign_in_and_a_viewers_page_are_read_in_light_and_dark_and_on_a_telephon
     page.get_by_label("Password").fill("wrong")
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_be_visible()
-    assert page.evaluate(CONTRAST.read_text()) == []
+    assert pale_texts(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.screenshot(path=tmp_path / "sign_in.png")
     place.enter(page, "viewer")
-    assert page.evaluate(CONTRAST.read_text()) == []
+    assert pale_texts(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == width
     page.screenshot(path=tmp_path / "bots.png")
     page.close()
@@ -248,7 +247,7 @@ def test_an_admin_of_a_provider_looks_at_everything_and_changes_nothing_where_it
         with serve(tmp_path, MIVRA_READ_ONLY="1", **environ) as dashboard:
             page.goto(f"{dashboard.url}/bots")
             page.get_by_role("link", name="Sign in with").click()
-            expect(page.get_by_text(f"{provider.claims['email']}, admin")).to_be_visible(timeout=WAIT_MS)
+            expect(page.get_by_text(f"{provider.claims['email']}, admin")).to_be_visible()
             for path in ("bots", "bots?view=Audit+trail", "cache_stats?part=Keys", "top_users", ""):
                 page.goto(f"{dashboard.url}/{path}")
                 settle(page)
