@@ -25,7 +25,7 @@ START_S = 90
 """The first start makes a database and fills it."""
 WAIT_MS = 60_000
 """For whatever is waited for: how long it takes decides no test."""
-expect.set_options()
+expect.set_options(timeout=WAIT_MS)
 TICKS = 5
 ROW_PX = 35
 LOOK_MS = 200
