@@ -231,9 +231,9 @@ def test_a_full_disk_stops_no_bot_and_what_could_not_start_starts_when_there_is_
         assert "No space left on device" in bot.error
         fleet.ask("euro", "paused")
         wait_until(lambda: fleet.bots()["euro"].state == "paused", PATIENCE_S)
-        # Who adopts finds the disk full too.
-        fleet.kill(listener)
+        # Who adopts finds the disk full too; it is there before, since bots wait 15 s for nobody.
         fleet.listen()
+        fleet.kill(listener)
         fleet.ask("euro", "running")
         wait_until(lambda: fleet.bots()["euro"].state == "running", PATIENCE_S)
     assert fleet.settle()["euro"].pid == before
