@@ -229,6 +229,8 @@ def test_a_full_disk_stops_no_bot_and_what_could_not_start_starts_when_there_is_
         bot = wait_until(lambda: fleet.bots()["pound"].error and fleet.bots()["pound"])
         assert bot.state == "failed"
         assert "No space left on device" in bot.error
+    fleet.settle()
+    with full(small_disk):
         fleet.ask("euro", "paused")
         wait_until(lambda: fleet.bots()["euro"].state == "paused", PATIENCE_S)
         # Who adopts finds the disk full too; it is there before, since bots wait 15 s for nobody.
