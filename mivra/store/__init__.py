@@ -8,8 +8,9 @@ from uuid import uuid4
 
 from mivra.config import Settings
 from mivra.errors import ConfigError
-from mivra.store.base import Row, Store, one
+from mivra.store.base import Row, Store, Watcher, one
 from mivra.store.postgres import PostgresStore
+from mivra.store.watched import ignore
 
 __all__ = ["Row", "Store", "check_identity", "connected", "database", "one", "open_store", "server_urls"]
 
@@ -46,17 +47,25 @@ def database(settings: Settings) -> Iterator[str]:
         yield url
 
 
-def connected(settings: Settings, database_url: str | None, *, application: str, max_connections: int = 8) -> Store:
+def connected(
+    settings: Settings,
+    database_url: str | None,
+    *,
+    application: str,
+    max_connections: int = 8,
+    watch: Watcher = ignore,
+) -> Store:
     """A store by the best way there is: the pooler, a connection of its own, else PostgREST."""
-    if settings.pooler_url:
-        return PostgresStore(settings.pooler_url, max_connections=max_connections, application=application, pooled=True)
-    if database_url:
-        return PostgresStore(database_url, max_connections=max_connections, application=application)
+    if url := settings.pooler_url or database_url:
+        pooled = bool(settings.pooler_url)
+        return PostgresStore(url, max_connections=max_connections, application=application, pooled=pooled, watch=watch)
     from mivra.store.supabase import SupabaseStore  # noqa: PLC0415 - 0.6 s of imports that nobody else needs
 
     assert settings.supabase_url  # noqa: S101 - settings without any database are the embedded one's
     assert settings.supabase_secret_key  # noqa: S101 - load() refuses that
-    return SupabaseStore(settings.supabase_url, settings.supabase_secret_key, max_connections=max_connections)
+    return SupabaseStore(
+        settings.supabase_url, settings.supabase_secret_key, max_connections=max_connections, watch=watch
+    )
 
 
 def check_identity(store: Store) -> None:

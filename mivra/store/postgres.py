@@ -28,9 +28,10 @@ from mivra.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from mivra.store.base import Row, StoreStatistics
+from mivra.store.base import Row, StoreStatistics, Watcher
 from mivra.store.patience import patience
 from mivra.store.retry import repeated
+from mivra.store.watched import Watched, ignore
 
 STATEMENT_TIMEOUT_MS = 5_000
 """A figure that takes longer than a viewer waits is stopped by the server."""
@@ -96,8 +97,17 @@ logging.getLogger("psycopg.pool").addFilter(_seldom)
 class PostgresStore:
     """A store over one Postgres; safe to share between threads."""
 
-    def __init__(self, dsn: str, *, max_connections: int = 8, application: str = "mivra", pooled: bool = False) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        max_connections: int = 8,
+        application: str = "mivra",
+        pooled: bool = False,
+        watch: Watcher = ignore,
+    ) -> None:
         """pooled: the DSN leads to a pooler in transaction mode, where no setting outlives a transaction."""
+        self._watch = watch
         self._local = {"statement_timeout": str(STATEMENT_TIMEOUT_MS)} if pooled else {}
         self._counts: Counter[str] = Counter()
         self._counting = Lock()
@@ -127,11 +137,15 @@ class PostgresStore:
         """See Store.call."""
         values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in params.items()}
         statement = _statement(function, tuple(params))
-        try:
-            return repeated(function, lambda: self._ask(statement, values), lambda: self._count("retries"))
-        except StoreError:
-            self._count("errors")
-            raise
+        with Watched(self._watch, function, params) as call:
+            try:
+                call.rows = repeated(
+                    function, lambda: self._ask(statement, values, call), lambda: self._count("retries")
+                )
+            except StoreError:
+                self._count("errors")
+                raise
+        return call.rows
 
     def on_behalf_of(self, operator_id: UUID) -> Self:
         """See Store.on_behalf_of."""
@@ -163,9 +177,9 @@ class PostgresStore:
         with self._counting:
             self._counts[name] += by
 
-    def _ask(self, statement: sql.Composed, values: dict[str, object]) -> list[Row]:
+    def _ask(self, statement: sql.Composed, values: dict[str, object], call: Watched) -> list[Row]:
         self._count("queries")
-        with translated(), self._connection() as connection, patience.within(connection, ANSWER_S):
+        with translated(), self._connection(call) as connection, patience.within(connection, ANSWER_S):
             if not self._local:
                 return connection.execute(statement, values).fetchall()
             # One transaction in one round trip: the server commits what was sent together when it has done it all.
@@ -175,10 +189,10 @@ class PostgresStore:
             return cursor.fetchall()
 
     @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection[Row]]:
+    def _connection(self, call: Watched) -> Iterator[psycopg.Connection[Row]]:
         """One that lives. The dead are put away at once: the pool's own check waits seconds after the second."""
         deadline = time.monotonic() + POOL_WAIT_S
-        while not _lives(connection := self._pool.getconn(deadline - time.monotonic())):
+        while not _lives(connection := call.waited(lambda: self._pool.getconn(deadline - time.monotonic()))):
             self._pool.putconn(connection)
         self._count("in use")
         try:

@@ -29,9 +29,10 @@ from mivra.errors import (
     StoreTimeout,
     StoreUnavailable,
 )
-from mivra.store.base import READS, Row, StoreStatistics
+from mivra.store.base import READS, Row, StoreStatistics, Watcher
 from mivra.store.postgres import POOL_WAIT_S, kind_of
 from mivra.store.retry import repeated
+from mivra.store.watched import Watched, ignore
 
 TIMEOUT_S: Final = httpx.Timeout(10, connect=3, pool=2)
 """Longer than the 8 s after which hosted Supabase stops a statement."""
@@ -74,7 +75,7 @@ TYPES: dict[str, Callable[[Any], object]] = {
 class SupabaseStore:
     """A store over the API of a Supabase project; safe to share between threads."""
 
-    def __init__(self, url: str, key: str, *, max_connections: int = 8) -> None:
+    def __init__(self, url: str, key: str, *, max_connections: int = 8, watch: Watcher = ignore) -> None:
         """key: the secret one; ConfigError when it cannot be a key, without repeating it."""
         if not re.fullmatch(r"[\w.-]+", key, re.ASCII):
             raise ConfigError("SUPABASE_SECRET_KEY holds a character that no key has; copy it again")
@@ -94,17 +95,22 @@ class SupabaseStore:
         self._counts = Counter(limit=max_connections)
         self._counting = threading.Lock()
         self._headers: dict[str, str] = {}
+        self._watch = watch
 
     def call(self, function: str, /, **params: object) -> list[Row]:
         """See Store.call."""
         shape = self._shape(function)
-        try:
-            rows = repeated(function, lambda: self._ask(function, params, shape), lambda: self._count(retries=1))
-        except StoreError:
-            self._count(errors=1)
-            raise
+        with Watched(self._watch, function, params) as call:
+            try:
+                rows = repeated(
+                    function, lambda: self._ask(function, params, shape, call), lambda: self._count(retries=1)
+                )
+            except StoreError:
+                self._count(errors=1)
+                raise
+            call.rows = [_typed(row, shape) for row in rows]
         self._shapes.setdefault(function, {})
-        return [_typed(row, shape) for row in rows]
+        return call.rows
 
     def on_behalf_of(self, operator_id: UUID) -> Self:
         """See Store.on_behalf_of."""
@@ -128,18 +134,18 @@ class SupabaseStore:
         # A function that returns nothing is not listed.
         return self._shapes.get(function, {})
 
-    def _ask(self, function: str, params: dict[str, object], shape: dict[str, str]) -> list[Row]:
+    def _ask(self, function: str, params: dict[str, object], shape: dict[str, str], call: Watched) -> list[Row]:
         """All rows: PostgREST cuts an answer at db-max-rows without an error, but says how many there are."""
-        rows, total = self._page(function, params, shape, 0)
+        rows, total = self._page(function, params, shape, 0, call)
         while 0 < len(rows) < total:
             if function not in PAGED:
                 raise StoreError(f"{function} was done, but its answer of {total} rows was cut at {len(rows)}")
-            more, total = self._page(function, params, shape, len(rows))
+            more, total = self._page(function, params, shape, len(rows), call)
             rows += more
         return rows
 
     def _page(
-        self, function: str, params: dict[str, object], shape: dict[str, str], offset: int
+        self, function: str, params: dict[str, object], shape: dict[str, str], offset: int, call: Watched
     ) -> tuple[list[Row], int]:
         values = msgspec.to_builtins(params)
         is_get = function in READS and all(map(_fits_url, values.values()))
@@ -149,7 +155,7 @@ class SupabaseStore:
             request.select(*(f"{name}::text" if kind == "numeric" else name for name, kind in shape.items()))
         if offset:
             request.offset(offset)
-        with self._turn(), self._translated(function):
+        with self._turn(call), self._translated(function):
             answer = request.execute()
         rows: Any = answer.data
         if not isinstance(rows, list) or (rows and answer.count is None):
@@ -157,8 +163,8 @@ class SupabaseStore:
         return rows, answer.count or 0
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        self._take_turn()
+    def _turn(self, call: Watched) -> Iterator[None]:
+        call.waited(self._take_turn)
         try:
             yield
         finally:

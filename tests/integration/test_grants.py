@@ -19,40 +19,49 @@ Connection = psycopg.Connection[Row]
 
 FUNCTIONS = {
     "authenticated service_role": """
-        add_operator bot_history bot_output config_rules deployment_settings kill_switch_state list_audit list_bots
-        list_operators may remove_operator request_bot request_bots set_kill_switch
+        acknowledge_alert add_operator bot_history bot_output config_rules deployment_settings end_silence
+        kill_switch_state list_alerts list_audit list_bots list_operators list_silences may remove_operator request_bot
+        request_bots set_kill_switch silence_alerts
     """,
     "service_role": """
         account_metrics asset_performance begin_sign_in bots_today break_even close_session configure_deployment
-        create_bot dashboard_metrics database_facts ensure_user find_session function_shapes margin mask_email midnight
-        open_session record_audit reporting_day revenue_daily set_up_realtime shown_email sign_in_failed top_users
-        take_back_sign_in touch_session trade_stats user_growth_daily win_rate
+        create_bot create_token dashboard_metrics database_facts ensure_user explain_call find_session function_shapes
+        list_metrics list_tokens margin mask_email midnight open_session record_audit reporting_day revenue_daily
+        revoke_token server_activity server_indexes server_statements server_tables set_up_realtime shown_email
+        sign_in_failed top_users take_back_sign_in touch_session trade_stats use_token user_growth_daily win_rate
     """,
-    "mivra_listener service_role": "applied_migrations claim_bots ping_signals release_lease report_bots",
+    "mivra_listener service_role": """
+        applied_migrations claim_bots claim_deliveries observe_alerts ping_signals record_alert record_metrics
+        release_lease report_bots settle_delivery
+    """,
     "mivra_bot service_role": "open_trades record_trades",
     "": """
-        acting_name acting_operator announce_trades audit_is_append_only audit_source bot_created caller check_config
-        control_audit control_changed demand is_number is_trusted keep_an_admin kill_switch_changed notify_event
-        on_behalf_of operators_audited profile_created status_changed status_stays tell
+        acting_name acting_operator announce_trades audit_is_append_only audit_source bot_conditions bot_created caller
+        check_config control_audit control_changed counted demand firing is_number is_trusted keep_an_admin
+        kill_switch_changed notify_event on_behalf_of operators_audited profile_created read_plan shown_statement
+        silenced status_changed status_stays tell unseen
     """,
 }
 """Who may execute what; nobody but these, and nobody may pass it on."""
 
 DEFINERS = """
-    acting_name acting_operator add_operator applied_migrations begin_sign_in bot_history bot_output claim_bots
-    close_session configure_deployment create_bot database_facts demand ensure_user function_shapes is_trusted
-    kill_switch_state list_audit list_operators may open_session open_trades operators_audited ping_signals
-    profile_created record_audit record_trades release_lease remove_operator report_bots request_bot request_bots
-    set_kill_switch set_up_realtime shown_email sign_in_failed take_back_sign_in tell touch_session
+    acknowledge_alert acting_name acting_operator add_operator applied_migrations begin_sign_in bot_history bot_output
+    claim_bots claim_deliveries close_session configure_deployment create_bot create_token database_facts demand
+    end_silence ensure_user explain_call function_shapes is_trusted kill_switch_state list_alerts list_audit
+    list_metrics list_operators list_silences list_tokens may observe_alerts open_session open_trades operators_audited
+    ping_signals profile_created read_plan record_alert record_audit record_metrics record_trades release_lease
+    remove_operator report_bots request_bot request_bots revoke_token server_activity server_indexes server_statements
+    server_tables set_kill_switch set_up_realtime settle_delivery shown_email sign_in_failed silence_alerts
+    take_back_sign_in tell touch_session unseen use_token
 """
 """What runs with the owner's rights, whoever calls: each with a search path that its caller cannot change."""
 
 READ = {
     "authenticated service_role": """
-        bot_audit bot_control deployment kill_switch operator_audit operators scanner_performance strategy_trades
-        trade_history
+        alert_silences alerts bot_audit bot_control deployment kill_switch operator_audit operators scanner_performance
+        strategy_trades trade_history
     """,
-    "service_role": "bot_status leases profiles sessions sign_in_attempts",
+    "service_role": "alert_deliveries api_tokens bot_status leases metric_history profiles sessions sign_in_attempts",
     "": "mivra_migrations",
 }
 """Who may read which table whole, as far as row security goes; nobody but the owner writes any."""
@@ -68,7 +77,8 @@ COLUMNS = {
 
 POLICIES = {
     "may('viewer')": """
-        bot_control bot_status deployment kill_switch profiles scanner_performance strategy_trades trade_history
+        alert_silences alerts bot_control bot_status deployment kill_switch profiles scanner_performance strategy_trades
+        trade_history
     """,
     "may('operator')": "bot_audit operator_audit",
     "may('admin')": "operators",

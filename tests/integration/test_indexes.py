@@ -24,6 +24,7 @@ Connection = psycopg.Connection[Row]
 
 NOW = datetime(2026, 6, 15, 12, tzinfo=UTC)
 SIZES = {"now": NOW, "users": 2_000, "days": 90, "trades": 60_000, "bots": 4_000, "commands": 20_000, "signals": 50_000}
+SIZES |= {"alerts": 20_000, "tokens": 2_000}
 
 MANY_USERS = """
 insert into profiles (email, created_at)
@@ -67,6 +68,21 @@ select 'EURUSD', 60, 'balanced', 'call', 1.1,
   %(now)s - make_interval(mins => n), %(now)s - make_interval(mins => n - 1)
 from generate_series(%(signals)s, 1, -1) n
 """
+# Of a bad year: nearly all are over, and told.
+MANY_ALERTS = """
+insert into alerts (name, severity, title, detail, peak_at, started_at, seen_at, ended_at)
+select 'level.' || n, 'warning', 'title', 'detail', %(now)s, t.began, t.began,
+  case when n > 5 then t.began + interval '1 minute' end
+from generate_series(1, %(alerts)s) n, lateral (select now() - make_interval(mins => 20 * n) as began) t
+"""
+MANY_MESSAGES = """
+insert into alert_deliveries (alert_id, moment, due_at, delivered_at)
+select id, 'start', started_at, case when ended_at is not null then started_at end from alerts
+"""
+MANY_TOKENS = """
+insert into api_tokens (name, role, token_hash, created_by)
+select 'token-' || n, 'viewer', encode(sha256(n::text::bytea), 'hex'), 'test' from generate_series(1, %(tokens)s) n
+"""
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,13 @@ PENDING = Query(
 )
 RETENTION = Query("old signals", "delete from strategy_trades where signal_timestamp < %(now)s - interval '30 days'")
 BY_EMAIL = Query("a user by e-mail", "select * from profiles where lower(email) = lower('User7@example.com')")
+OBSERVE = Query(
+    "what is wrong now",
+    "select * from claim_bots('test', 60) c, lateral observe_alerts('test', c.term, '[]', '[]', true)",
+)
+MESSAGES = Query("messages to be sent", "select * from claim_deliveries(3)")
+TOKEN = Query("whose token it is", "select * from use_token(encode(sha256('7'), 'hex'))")
+REVOKE = Query("a token by its name", "select * from revoke_token('token-7', 'ana')")
 
 USED = {
     "trade_history_settled_idx": [REVENUE, DASHBOARD, TOP_USERS, ASSETS],
@@ -121,6 +144,10 @@ USED = {
     "bot_audit_request_id_key": [COMMAND],
     "idx_strategy_trades_signal_timestamp": [RETENTION],
     "idx_strategy_trades_result_timestamp": [PENDING],
+    "alerts_open_key": [OBSERVE],
+    "alert_deliveries_due_idx": [OBSERVE, MESSAGES],
+    "api_tokens_token_hash_key": [TOKEN],
+    "api_tokens_name_key": [REVOKE],
 }
 """Each index with the queries that use it."""
 
@@ -161,13 +188,14 @@ LEFT_OUT = {
 
 @pytest.fixture(scope="module")
 def full(servers: tuple[str, str | None], template: str) -> Iterator[Connection]:
-    """A platform of 60,000 trades, 2,000 users, 4,000 bots, 20,000 commands and 50,000 signals."""
+    """A platform of 60,000 trades, 2,000 users, 4,000 bots, 20,000 commands, 50,000 signals and 20,000 alerts."""
     with (
         copied(servers[0], template) as url,
         psycopg.connect(url, autocommit=True, row_factory=dict_row, cursor_factory=psycopg.ClientCursor) as connection,
     ):
         connection.execute("select setseed(0.5)")
-        for statement in (MANY_USERS, MANY_TRADES, MANY_BOTS, MANY_COMMANDS, MANY_SIGNALS):
+        trading = (MANY_USERS, MANY_TRADES, MANY_BOTS, MANY_COMMANDS, MANY_SIGNALS)
+        for statement in (*trading, MANY_ALERTS, MANY_MESSAGES, MANY_TOKENS):
             connection.execute(statement.replace(" % ", " %% ").encode(), SIZES)
         connection.execute("vacuum (analyze)")
         connection.execute("set jit = off")

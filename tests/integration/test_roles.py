@@ -56,6 +56,11 @@ PERSON = """
 | List operators | no | no | no | no | no | yes | yes | no | no |
 | Add an operator | no | no | no | no | no | yes | yes | no | no |
 | Remove an operator | no | no | no | no | no | yes | yes | no | no |
+| Read the alerts | no | no | no | yes | yes | yes | yes | no | no |
+| Read the silences | no | no | no | yes | yes | yes | yes | no | no |
+| Acknowledge an alert | no | no | no | no | yes | yes | yes | no | no |
+| Silence alerts | no | no | no | no | yes | yes | yes | no | no |
+| End a silence | no | no | no | no | yes | yes | yes | no | no |
 """
 """What people do through the dashboard or with a token of their own. `nothing`: an answer with nothing in it."""
 
@@ -67,6 +72,12 @@ DASHBOARD = """
 | Delete from the cache | no | no | no | no | no | yes | yes | no | no |
 | Flush the cache | no | no | no | no | no | yes | yes | no | no |
 | Set the currency | no | no | no | no | no | yes | yes | no | no |
+| Read the history of counts | no | no | no | yes | yes | yes | yes | no | no |
+| See the server's statements | no | no | no | yes | yes | yes | yes | no | no |
+| See how a read would run | no | no | no | yes | yes | yes | yes | no | no |
+| List tokens | no | no | no | no | no | yes | yes | no | no |
+| Create a token | no | no | no | no | no | yes | yes | no | no |
+| Revoke a token | no | no | no | no | no | yes | yes | no | no |
 """
 """What people do through the dashboard only: the program asks on behalf of them, their own token is refused."""
 
@@ -88,6 +99,12 @@ PROGRAM = """
 | Record a failed sign-in | no | no | no | no | no | no | yes | no | no |
 | Read facts of the server | no | no | no | no | no | no | yes | no | no |
 | Set up Realtime | no | no | no | no | no | no | yes | no | no |
+| Look whose token it is | no | no | no | no | no | no | yes | no | no |
+| Observe alerts | no | no | no | no | no | no | yes | yes | no |
+| Record an alert afterwards | no | no | no | no | no | no | yes | yes | no |
+| Claim a message of an alert | no | no | no | no | no | no | yes | yes | no |
+| Settle a message of an alert | no | no | no | no | no | no | yes | yes | no |
+| Write counts down | no | no | no | no | no | no | yes | yes | no |
 """
 """What the program, the listener and the bots do for themselves, never for somebody."""
 
@@ -97,7 +114,9 @@ SHARED = {"Read the bots"}
 INTERNAL = {
     "acting_name": {"actor": "x"}, "acting_operator": {}, "audit_source": {}, "check_config": {"config": {}},
     "demand": {"wanted": "viewer"}, "is_number": {"value": [1]}, "keep_an_admin": {"losing": "x"},
-    "tell": {"event": "x"},
+    "tell": {"event": "x"}, "bot_conditions": {}, "firing": {"wrong": []}, "silenced": {"alert": "x"},
+    "read_plan": {"function": "x", "arguments": {}}, "shown_statement": {"query": "x"}, "unseen": {},
+    "counted": {"counts": {}},
 }  # fmt: skip
 """Functions that only other functions call."""
 
@@ -105,6 +124,8 @@ TABLES = {
     "deployment": "viewer", "profiles": "viewer", "bot_control": "viewer", "bot_status": "viewer",
     "trade_history": "viewer", "strategy_trades": "viewer", "scanner_performance": "viewer", "kill_switch": "viewer",
     "bot_audit": "operator", "operator_audit": "operator", "operators": "admin",
+    "alerts": "viewer", "alert_silences": "viewer", "alert_deliveries": "program", "api_tokens": "program",
+    "metric_history": "program",
     "leases": "program", "sessions": "program", "sign_in_attempts": "program", "mivra_migrations": "nobody",
 }  # fmt: skip
 """From which role on each table is read with a token of one's own; who has an account only is shown no row."""
@@ -176,12 +197,32 @@ SESSION = (
     " from operators limit 1"
 )
 OF_SESSION = "from sessions where token_hash = encode(sha256(%(mark)s::bytea), 'hex')"
+GIVEN = (
+    "insert into api_tokens (name, role, token_hash, created_by)"
+    " values (%(mark)s::text, 'viewer', encode(sha256(%(mark)s::bytea), 'hex'), 'owner')"
+)
+ALERT = (
+    "delete from alerts where id = 77;"
+    "insert into alerts (id, name, severity, title, detail, peak_at, started_at, seen_at) overriding system value"
+    " values (77, %(mark)s, 'warning', '', '', now(), now(), now())"
+)
+MESSAGE = f"delete from alert_deliveries; {ALERT}; insert into alert_deliveries (alert_id, moment) values (77, 'start')"
+SILENCE = (
+    "delete from alert_silences where id = 77;"
+    "insert into alert_silences (id, name, until, reason, created_by) overriding system value"
+    " values (77, %(mark)s, now() + interval '1 hour', 'x', 'owner')"
+)
+HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0).isoformat()
 CACHE = {"actor": "forged", "target": "k", "reason": "MARK"}
 TOP = {"ranking": "pnl", "account": "real", "days": 7, "size": 5}
 
 
 FILLED = (
     SESSION,
+    GIVEN,
+    SILENCE,
+    MESSAGE,
+    "insert into metric_history values ('2020-01-01T00:00:00Z', 'query:x', '{}', '')",
     "insert into sign_in_attempts (email, address) values ('x', 'y')",
     "insert into leases values ('other', 'x', 1, now())",
     "insert into scanner_performance values ('EURUSD', 60)",
@@ -231,6 +272,27 @@ DEEDS = {
     "Remove an operator": Deed(
         "remove_operator", {"email": "MARK@example.org", "actor": "forged"}, before=ADDED, done=rights_of("revoked")
     ),
+    "Read the alerts": Deed("list_alerts", before=ALERT),
+    "Read the silences": Deed("list_silences", before=SILENCE),
+    "Acknowledge an alert": Deed(
+        "acknowledge_alert", {"alert": 77, "reason": "MARK", "actor": "forged"}, before=ALERT, done=TRAILED
+    ),
+    "Silence alerts": Deed(
+        "silence_alerts",
+        {
+            "name": "x",
+            "until": (datetime.now(UTC) + timedelta(days=1)).isoformat(),
+            "reason": "MARK",
+            "actor": "forged",
+        },
+        done=TRAILED,
+    ),
+    "End a silence": Deed(
+        "end_silence",
+        {"silence": 77, "actor": "forged"},
+        before=SILENCE,
+        done="select actor from operator_audit where action = 'alert.unsilenced' and target = %(mark)s",
+    ),
     "See users, e-mails masked": Deed("top_users", TOP, lambda rows: "c***@example.org" in str(rows)),
     "See whole e-mails": Deed("top_users", {**TOP, "revealed": True}, lambda rows: CUSTOMER in str(rows)),
     "Create a bot": Deed(
@@ -246,6 +308,25 @@ DEEDS = {
         {"new_currency": "EUR"},
         before="update deployment set currency = 'USD'",
         done="select from deployment where currency = 'EUR'",
+    ),
+    "Read the history of counts": Deed(
+        "list_metrics",
+        {"since": "2020-01-01T00:00:00Z", "kind": "query"},
+        before="insert into metric_history values ('2020-01-01T00:00:00Z', 'query:x', '{}', '') on conflict do nothing",
+    ),
+    "See the server's statements": Deed("server_statements"),
+    "See how a read would run": Deed("explain_call", {"function": "bots_today", "arguments": {}}),
+    "List tokens": Deed("list_tokens", before=GIVEN),
+    "Create a token": Deed(
+        "create_token",
+        {"name": "MARK", "role": "viewer", "token_hash": "HASH", "expires_at": None, "actor": "forged"},
+        done="select created_by as actor from api_tokens where name = %(mark)s",
+    ),
+    "Revoke a token": Deed(
+        "revoke_token",
+        {"name": "MARK", "actor": "forged"},
+        before=GIVEN,
+        done="select actor from operator_audit where action = 'token.revoked' and target = %(mark)s",
     ),
     "Compute the figures": Deed("dashboard_metrics"),
     "Make a user": Deed(
@@ -311,6 +392,45 @@ DEEDS = {
     ),
     "Read facts of the server": Deed("database_facts"),
     "Set up Realtime": Deed("set_up_realtime"),
+    "Look whose token it is": Deed("use_token", {"token_hash": "HASH"}, before=GIVEN),
+    "Observe alerts": Deed(
+        "observe_alerts",
+        {
+            "holder": "MARK",
+            "term": 1,
+            "firing": [{"name": "MARK", "severity": "warning", "title": "", "detail": ""}],
+            "unsure": [],
+            "deliver": False,
+        },
+        before=LEASED,
+        done="select from alerts where name = %(mark)s",
+    ),
+    "Record an alert afterwards": Deed(
+        "record_alert",
+        {
+            "firing": {"name": "MARK", "severity": "critical", "title": "", "detail": ""},
+            "deliver": False,
+            "told": False,
+        },
+        done="select from alerts where name = %(mark)s",
+    ),
+    "Claim a message of an alert": Deed(
+        "claim_deliveries",
+        {"size": 1},
+        before=MESSAGE,
+        done="select from alert_deliveries where alert_id = 77 and tries = 1",
+    ),
+    "Settle a message of an alert": Deed(
+        "settle_delivery",
+        {"alert": 77, "moment": "start", "tries": 0},
+        before=MESSAGE,
+        done="select from alert_deliveries where alert_id = 77 and delivered_at is not null",
+    ),
+    "Write counts down": Deed(
+        "record_metrics",
+        {"rows": [{"hour": HOUR, "subject": "query:MARK", "counts": {}, "times": ""}]},
+        done="select from metric_history where subject = 'query:' || %(mark)s",
+    ),
 }
 
 
