@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-Kind = Literal["bots", "data"]
+Kind = Literal["alerts", "bots", "data"]
 
 
 class Changes:

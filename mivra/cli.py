@@ -6,27 +6,27 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from mivra import config
+from mivra import cli_access, config, logs
 from mivra.cache.keys import clear
+from mivra.cache.region import Region
 from mivra.cache.remote import RemoteTier
 from mivra.config import Settings
 from mivra.control.commands import create_bot
 from mivra.control.listener import Listener
 from mivra.control.signals import open_signals
 from mivra.errors import ConfigError, MigrationError, MivraError
-from mivra.store import database, one, open_store, server_urls
+from mivra.monitor.evaluator import evaluator
+from mivra.monitor.timings import Timings
+from mivra.store import connected, database, one, open_store, server_urls
 from mivra.store.fresh import reset
 from mivra.store.imports import import_trades
 from mivra.store.migrate import migrate
@@ -35,12 +35,13 @@ from mivra.store.sample import load_sample
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 not done for the reason printed, 2 wrong arguments."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    logs.configure("text")
     options = _parser().parse_args(arguments)
     try:
         if options.name == "doctor":
             return _doctor()
         settings = config.load(os.environ)
+        logs.configure(settings.log)
         if settings.read_only and options.writes:
             raise ConfigError("This command writes, and MIVRA_READ_ONLY is on; unset it for this command")
         command: Callable[[argparse.Namespace, Settings], int] = options.command
@@ -90,26 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     listen = commands.add_parser("listen", help="run the bots without the dashboard")
     listen.set_defaults(command=_listen)
 
-    operators = commands.add_parser("operator", help="say who may use the dashboard, and as what")
-    _add_operator_commands(operators.add_subparsers(required=True, metavar="COMMAND"))
+    cli_access.add_commands(commands)
     return parser
-
-
-def _add_operator_commands(commands: Any) -> None:
-    add = commands.add_parser("add", help="give an e-mail a role, or another one")
-    add.add_argument("email", type=_email)
-    add.add_argument("--role", choices=("viewer", "operator", "admin"), help="else admin for the first, then viewer")
-    add.set_defaults(command=_operator_add)
-    remove = commands.add_parser("remove", help="take every right away, and end the sessions")
-    remove.add_argument("email", type=_email)
-    remove.set_defaults(command=_operator_remove)
-    commands.add_parser("list", help="who has which role").set_defaults(command=_operator_list, writes=False)
-
-
-def _email(text: str) -> str:
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", text):
-        raise argparse.ArgumentTypeError(f'"{text}" is no e-mail address')
-    return text
 
 
 def _doctor() -> int:
@@ -201,59 +184,30 @@ def _add_bot(options: argparse.Namespace, settings: Settings) -> int:
     return 0 if created else 1
 
 
-def _operator_add(options: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings, application="mivra operator", max_connections=1) as store:
-        role = options.role or ("viewer" if store.call("list_operators") else "admin")
-        done = one(store.call("add_operator", email=options.email, role=role, actor=_actor()))
-    print(f"{done['operator_email']} is {done['operator_role']}")
-    if not done["has_user"]:
-        print(
-            "There is no confirmed user with this e-mail, so it cannot sign in by password yet: in Supabase, "
-            "Authentication > Users, add the user with this e-mail and confirm it; then run this command again"
-        )
-    return 0
-
-
-def _operator_remove(options: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings, application="mivra operator", max_connections=1) as store:
-        removed = one(store.call("remove_operator", email=options.email, actor=_actor()))["removed"]
-    print(f"{options.email} has no role any more" if removed else f"{options.email} had no role")
-    return 0 if removed else 1
-
-
-def _operator_list(_: argparse.Namespace, settings: Settings) -> int:
-    with open_store(settings, application="mivra operator", max_connections=1) as store:
-        rows = store.call("list_operators")
-    for row in rows:
-        by_password = "can sign in by password" if row["has_user"] else "no confirmed user of this e-mail"
-        print(f"{row['operator_email']:<40} {row['role']:<8}  {by_password}")
-    return 0
-
-
-def _actor() -> str:
-    return f"operator@{socket.gethostname()}"
-
-
 def _listen(_: argparse.Namespace, settings: Settings) -> int:
     logging.getLogger("mivra").setLevel(logging.INFO)
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
-    # Through PostgREST alone there is no such URL: commands are heard of by Realtime then.
-    has_url = settings.embedded or settings.database_url
-    with (
-        database(settings) if has_url else nullcontext() as database_url,
-        open_store(settings, application="mivra listen") as store,
-    ):
+    with ExitStack() as stack:
+        # Through PostgREST alone there is no URL of the database: commands are heard of by Realtime then.
+        urls = stack.enter_context(server_urls(settings)) if settings.embedded else None
+        database_url, redis_url = urls or (settings.database_url, settings.redis_url)
+        remote = RemoteTier(redis_url)
+        # It has no figures: it counts its calls, and reads what all have counted.
+        region = Region(remote)
+        stack.callback(region.close)
+        store = connected(settings, database_url, application="mivra listen", watch=Timings(region.meter).watch)
+        stack.callback(store.close)
         listener = Listener(store, settings.home, config.environ_of(settings))
         wake = listener.wake
         signals = open_signals(settings, database_url, store, on_event=lambda _event: wake(), on_connect=wake)
-        listener.start()
-        signals.start()
+        watching = evaluator(settings, store, remote=remote, region=region, signals=signals, listener=listener)
+        for part in (listener, signals, watching):
+            part.start()
+            stack.callback(part.stop)
         print("The listener runs; Ctrl-C hands over to the next one")
         stopping.wait()
-        signals.stop()
-        listener.stop()
     return 0
 
 

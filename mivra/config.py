@@ -23,6 +23,8 @@ TOLD_TO_BOTS = ("MIVRA_BOT_ID", "MIVRA_BOT_DIR", "MIVRA_BOT_CONFIG", "MIVRA_BOT_
 """Variables that are no settings: an executor names its bot so, and a bot its program."""
 _PART = r"(?:[^:@/?#%]|%[0-9A-Fa-f]{2})*"
 _POSTGRES = re.compile(rf"postgres(ql)?://({_PART}(:{_PART})?@)?(?:[^@/?#%]|%[0-9A-Fa-f]{{2}})*(/[^@/?#]*)?(\?[^#@]*)?")
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine."""
 SECRET_LENGTH = 32
 DAY_MINUTES = 1440
 
@@ -70,6 +72,11 @@ class Settings:
         "MIVRA_COOKIE_SECRET", "Signs cookies, 32 characters or more; else a file in MIVRA_HOME", secret=True
     )
     session_idle: int = setting("MIVRA_SESSION_IDLE", "Minutes without a click after which a session ends", 120)
+    log: str = setting("MIVRA_LOG", "json: each line of the log is a JSON object; else text", "text")
+    webhook_url: str | None = setting(
+        "MIVRA_WEBHOOK_URL", "Where alerts are told (Slack-compatible JSON by POST)", secret=True
+    )
+    levels: Path | None = setting("MIVRA_LEVELS", "Your own service levels (TOML) instead of mivra/monitor/levels.toml")
 
     @property
     def embedded(self) -> bool:
@@ -159,6 +166,24 @@ def key_kind(key: str) -> Literal["secret", "publishable"] | None:
         return None
 
 
+def _log(variable: str, text: str) -> str:
+    if text not in ("json", "text"):
+        raise ConfigError(f'{variable} is "{text}"; write json or text')
+    return text
+
+
+def _hook(variable: str, text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_url = False
+    # Its path is a secret, so no sentence repeats it.
+    if not is_url or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(f"{variable} must be a URL that begins with https:// or http://")
+    return text
+
+
 def _long(variable: str, text: str) -> str:
     if len(text) < SECRET_LENGTH:
         raise ConfigError(f"{variable} is too short; make one with: openssl rand -hex 32")
@@ -227,6 +252,9 @@ _CONVERT: dict[str, Callable[[str, str], object]] = {
     "MIVRA_COOKIE_SECRET": _long,
     "MIVRA_SESSION_IDLE": _minutes,
     "MIVRA_PUBLIC_URL": _site,
+    "MIVRA_LOG": _log,
+    "MIVRA_WEBHOOK_URL": _hook,
+    "MIVRA_LEVELS": _file,
     "SUPABASE_URL": _site,
     "SUPABASE_SECRET_KEY": _key,
     "SUPABASE_PUBLISHABLE_KEY": _key,

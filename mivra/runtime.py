@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from contextlib import ExitStack
-from typing import cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 from mivra import analytics
 from mivra.cache import Region
@@ -23,7 +23,17 @@ from mivra.control.listener import Listener
 from mivra.control.pulse import Pulse
 from mivra.control.signals import open_signals
 from mivra.errors import MigrationError, MivraError
-from mivra.store import check_identity, connected, server_urls
+from mivra.monitor import server
+from mivra.monitor.alerts import AlertBoard
+from mivra.monitor.evaluator import evaluator
+from mivra.monitor.health import Health
+from mivra.monitor.levels import load_levels
+from mivra.monitor.meter import Meter
+from mivra.monitor.slow import SlowLog
+from mivra.monitor.starts import Starts
+from mivra.monitor.timings import Timings
+from mivra.store import Store, check_identity, connected, server_urls
+from mivra.store.base import Call
 from mivra.store.fresh import load_sample_once
 from mivra.store.migrate import migrate, pending
 
@@ -31,7 +41,17 @@ log = logging.getLogger(__name__)
 
 BOARD_S = 0.8
 """How often the bots are read without a hint: with a sweep a second, a command is seen within 2 s when none comes."""
+ALERTS_S = 5.0
+"""How often alerts are read without a hint: as often as they are looked for."""
 EVENTS = frozenset(get_args(Event))
+
+
+class Part(Protocol):
+    """Something that runs in a thread of its own."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
 
 
 class Runtime:
@@ -54,51 +74,93 @@ class Runtime:
         database_url, redis_url = self._closing.enter_context(server_urls(settings))
         if settings.embedded:
             fill(settings, str(database_url))
-        self.store = connected(settings, database_url, application="mivra")
-        self._closing.callback(self.store.close)
+        self._open_meter(settings, redis_url)
+        self.store = self._connected(settings, database_url, application="mivra")
         if pending(self.store):
             raise MigrationError
         check_identity(self.store)
         self._configure(settings)
+        # Of its own: however slow the figures are, the bots are looked after.
+        self._control = self._connected(settings, database_url, application="mivra control", max_connections=3)
+        self._open_cache()
+        self._run(self.slow)
+        self._open_control(settings, database_url)
+        self._open_monitor(settings)
+
+    def _open_meter(self, settings: Settings, redis_url: str | None) -> None:
+        self.levels = load_levels(settings.levels)
         self.remote = RemoteTier(redis_url)
-        self.region = Region(self.remote, on_load=lambda _name: self.changes.publish("data"))
+        self.meter = Meter(self.remote)
+        self._timings = Timings(self.meter)
+        self.slow = SlowLog(self.remote, self.meter, lambda *call: server.plan(self.store, *call))
+
+    def _open_cache(self) -> None:
+        self.region = Region(self.remote, self.meter, on_load=lambda _name: self.changes.publish("data"))
         self._closing.callback(self.region.close)
         bind(self.region, self.store)
         self._closing.callback(unbind)
-        # Of its own: however slow the figures are, the bots are looked after.
-        self._control = connected(settings, database_url, max_connections=3, application="mivra control")
-        self._closing.callback(self._control.close)
         self._coalescer = Coalescer(self.region.announce)
         self.inspector = Inspector(self.region, self.remote, self.store)
-        watch = Watch(self.region, self.remote)
-        watch.start()
-        self._closing.callback(watch.stop)
-        self.board = BotBoard(self._control, on_change=lambda: self.changes.publish("bots"))
-        self._board_due, self._status_changed = 0.0, False
+        self._run(Watch(self.region, self.remote))
+
+    def _open_control(self, settings: Settings, database_url: str | None) -> None:
+        self.board = BotBoard(self._control, on_change=self._on_bots)
+        self.alerts = AlertBoard(self._control, on_change=lambda: self.changes.publish("alerts"))
+        self._starts = Starts(self.meter)
+        self._board_due, self._alerts_due, self._status_changed = 0.0, 0.0, False
+        self.listener: Listener | None = None
         self._pulse = Pulse(self._beat)
-        self._pulse.start()
-        self._closing.callback(self._pulse.stop)
+        self._run(self._pulse)
         # First of the two: under a setting that it refuses no bot is started.
         self.signals = open_signals(
-            settings, database_url, self._control, on_event=self._on_event, on_connect=self._on_connect
+            settings, database_url, self._control, on_event=self.hear, on_connect=self._on_connect
         )
-        self.listener = self._start_listener(settings)
-        self.signals.start()
-        self._closing.callback(self.signals.stop)
+        if settings.listener and not settings.read_only:
+            self.listener = Listener(self._control, settings.home, environ_of(settings), on_report=self._on_report)
+            self._run(self.listener)
+        self._run(self.signals)
+
+    def _open_monitor(self, settings: Settings) -> None:
+        self.health = Health(
+            settings=settings,
+            store=self.store,
+            remote=self.remote,
+            board=self.board,
+            signals=self.signals,
+            listener=self.listener,
+            alerts=self.alerts,
+        )
+        self._closing.callback(self.health.close)
+        if self.listener:
+            self._run(
+                evaluator(
+                    settings,
+                    self._control,
+                    remote=self.remote,
+                    region=self.region,
+                    signals=self.signals,
+                    listener=self.listener,
+                )
+            )
+
+    def _run(self, part: Part) -> None:
+        part.start()
+        self._closing.callback(part.stop)
+
+    def _connected(self, settings: Settings, database_url: str | None, **options: Any) -> Store:
+        store = connected(settings, database_url, watch=self._watch, **options)
+        self._closing.callback(store.close)
+        return store
+
+    def _watch(self, call: Call) -> None:
+        self._timings.watch(call)
+        self.slow.watch(call)
 
     def _configure(self, settings: Settings) -> None:
         if settings.timezone or settings.currency:
             self.store.call("configure_deployment", new_timezone=settings.timezone, new_currency=settings.currency)
 
-    def _start_listener(self, settings: Settings) -> Listener | None:
-        if not settings.listener or settings.read_only:
-            return None
-        listener = Listener(self._control, settings.home, environ_of(settings), on_report=self._on_report)
-        listener.start()
-        self._closing.callback(listener.stop)
-        return listener
-
-    def _on_event(self, event: str) -> None:
+    def hear(self, event: str) -> None:
         """A hint, never trusted: what it names is looked at again."""
         if self.listener and event == "bot_control":
             self.listener.wake()
@@ -107,7 +169,13 @@ class Runtime:
         # What the own listener wrote, it has told already.
         if event == "bot_control" or (event == "bot_status" and not (self.listener and self.listener.state().acting)):
             self._board_due = 0.0
+        if event == "alerts":
+            self._alerts_due = 0.0
         self._pulse.ask()
+
+    def _on_bots(self) -> None:
+        self.changes.publish("bots")
+        self._starts.look(self.board.bots())
 
     def _on_report(self) -> None:
         self._status_changed = True
@@ -115,8 +183,8 @@ class Runtime:
 
     def _on_connect(self) -> None:
         """Hints may have been missed: everything is looked at again."""
-        for event in sorted(EVENTS):
-            self._on_event(event)
+        for event in ("alerts", *sorted(EVENTS)):
+            self.hear(event)
 
     def _beat(self) -> float:
         # Taken back before the tables are read: what is told meanwhile is read again.
@@ -126,8 +194,12 @@ class Runtime:
             self._status_changed = False
         if is_due or has_news:
             self.board.refresh(only_status=not is_due)
+        if time.monotonic() >= self._alerts_due:
+            self._alerts_due = time.monotonic() + ALERTS_S
+            self.alerts.refresh()
         due = self._coalescer.run_due()
-        waits = [self._board_due - time.monotonic()] + ([due] if due is not None else [])
+        next_look = min(self._board_due, self._alerts_due) - time.monotonic()
+        waits = [next_look] + ([due] if due is not None else [])
         return max(0.0, min(waits))
 
 

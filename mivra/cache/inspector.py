@@ -17,6 +17,7 @@ from mivra.cache.local import Held
 from mivra.cache.region import Region
 from mivra.cache.remote import RemoteTier
 from mivra.errors import CacheError, InvalidData
+from mivra.logs import masked
 from mivra.store.base import Row, Store
 
 Action = Literal["refresh", "make_stale", "delete", "flush"]
@@ -28,8 +29,6 @@ PREVIEW_CHARACTERS = 4_000
 
 _PATTERN = re.compile(r'[\w:{}",.*? -]{1,200}')
 """* and ? only: other signs mean one thing to Redis and another to us."""
-_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
-_USER = re.compile(r"\b([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +124,3 @@ class Inspector:
         if entry is None:
             raise CacheError("This key is gone")
         return entry.value
-
-
-def masked(text: str) -> str:
-    """Without e-mails, and with users' ids cut short."""
-    return _USER.sub(r"\1...", _EMAIL.sub("***@***", text))

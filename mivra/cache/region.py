@@ -18,6 +18,7 @@ from mivra.cache.refreshes import Refreshes
 from mivra.cache.remote import KEEP_S, RemoteTier, Wait
 from mivra.cache.statistics import Statistics
 from mivra.errors import MivraError
+from mivra.monitor.meter import Meter
 
 SEEN_S = 300.0
 """A figure that somebody looked at in this time is refreshed before it expires, and at once when it is invalidated."""
@@ -48,13 +49,18 @@ class Region:
     def __init__(
         self,
         remote: RemoteTier,
+        meter: Meter | None = None,
         *,
         on_load: Callable[[str], None] = lambda _name: None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """on_load is told the name of a function that has a newer value than this process has shown."""
-        self.statistics = Statistics(remote, now=now)
+        """on_load is told the name of a function that has a newer value than this process has shown.
+
+        It counts with a meter of its own if none is given.
+        """
+        self.meter = meter or Meter(remote, now=now)
+        self.statistics = Statistics(self.meter)
         self._remote = remote
         self._local = LocalTier()
         self._refreshes = Refreshes()
@@ -161,7 +167,7 @@ class Region:
     def close(self) -> None:
         """Let refreshes in flight end, within a bound, and give the connections back."""
         self._refreshes.close()
-        self.statistics.flush()
+        self.meter.flush()
         self._remote.close()
 
     def _read_cold(self, query: Query) -> Read[Any]:
@@ -173,7 +179,7 @@ class Region:
 
     def _judge(self, query: Query, held: Held, *, shared: bool = True) -> Read[Any]:
         if self._loads.is_fresh(held):
-            held.tally.fresh()
+            next(held.tally.fresh)
             return self._answer(held, "fresh")
         # While it cannot be read, nobody waits for one more try.
         if self.age(held) < (KEEP_S if self._loads.failure(query.key) else query.spec.hard_limit_s):
@@ -185,7 +191,7 @@ class Region:
         tally = self.statistics.tally(query.spec.name)
         failure = self._loads.failure(query.key)
         if failure and self._loads.rests(query.key):
-            tally.error()
+            next(tally.error)
             raise own(failure)
         asked_at = self._now()
         try:
@@ -196,15 +202,15 @@ class Region:
         except MivraError:
             if held and self.age(held) < KEEP_S:
                 return self._stale(held)
-            tally.error()
+            next(tally.error)
             raise
         flown.held.read_at = self._clock()
         self._follow_up(query)
-        (tally.miss if flown.loaded else tally.wait)()
+        next(tally.miss if flown.loaded else tally.wait)
         return self._answer(flown.held, "loaded")
 
     def _stale(self, held: Held) -> Read[Any]:
-        held.tally.stale()
+        next(held.tally.stale)
         return self._answer(held, "stale")
 
     def _answer(self, held: Held, state: State) -> Read[Any]:

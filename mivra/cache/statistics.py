@@ -1,164 +1,141 @@
-"""What the cache did, by function: counted without a lock, added up in Redis over all processes."""
+"""What the cache did, by function: counted by the meter, and read by people."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import threading
-import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal, get_args
 
-import msgspec
-import redis
+from mivra.logs import masked
+from mivra.monitor.meter import Meter, Note, Reading, Subject, Totals
 
-from mivra.cache.entry import NAMESPACE
-from mivra.cache.remote import RemoteTier
-from mivra.cache.windows import (
-    GAMMA,
-    OUTCOMES,
-    Bucket,
-    FunctionStatistics,
-    Outcome,
-    Point,
-    Report,
-    Windows,
-    span,
-    summarise,
-)
-
-__all__ = ["FunctionStatistics", "Outcome", "Point", "Report", "Statistics", "Tally"]
-
-ERROR_LENGTH = 300
-"""Characters of the last error: a table shows no more."""
-NEWS_S = 86_400
-"""How long the last load and the last error of a function are told: as long as the longest window."""
-
-_NEWS = f"{NAMESPACE}:stats:news"
-_LUA = Path(__file__).parent / "lua"
-_COUNT_ONCE, _KEEP_NEWEST = ((_LUA / f"{name}.lua").read_text() for name in ("count_once", "keep_newest"))
-# A function's outcomes, or counters of its load times; when it last loaded, and failed with what.
-_Field = Annotated[str, msgspec.Meta(pattern=rf"^[^|]+\|({'|'.join(OUTCOMES)}|\d{{1,3}})\Z")]
-_Counts = dict[_Field, Annotated[int, msgspec.Meta(ge=0, le=2**53)]]
-_News = dict[str, Annotated[str, msgspec.Meta(pattern=r"^\d{10}\.\d{6} ")]]
+Outcome = Literal["fresh", "stale", "miss", "wait", "error"]
+"""fresh, stale: served at once; miss: this reader loaded; wait: for another's load; error: nothing to show."""
+OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
 
 class Tally:
-    """What happens to one function in this process. Each outcome is a callable that counts one."""
+    """What happens to one function in this process. The next() of an outcome counts one."""
 
-    def __init__(self, name: str, news: dict[str, str], now: Callable[[], float]) -> None:
-        """What happens last goes into news, with its time."""
-        self._name = name
-        self._news = news
-        self._now = now
-        # One call of such a counter is one step of the interpreter: exact between threads without a lock.
-        self._counters = {outcome: itertools.count() for outcome in OUTCOMES}
-        self._drained = dict.fromkeys(OUTCOMES, 0)
-        self.fresh, self.stale, self.miss, self.wait, self.error = (one.__next__ for one in self._counters.values())
-        self._loads: Counter[str] = Counter()
-        self._lock = threading.Lock()
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self.fresh, self.stale, self.miss, self.wait, self.error = map(subject.counter, OUTCOMES)
 
     def loaded(self, seconds: float) -> None:
-        counter = math.ceil(math.log(max(seconds * 1e6, 1.0), GAMMA))
-        with self._lock:
-            self._loads[f"{self._name}|{counter}"] += 1
-        self._tell("load", "")
+        self._subject.time(seconds)
+        self._subject.note("last")
 
     def failed(self, error: Exception) -> None:
-        self._tell("error", str(error) or type(error).__name__)
-
-    def drain(self) -> Counter[str]:
-        """What happened since the last drain, by field. Others may count meanwhile, but not drain."""
-        with self._lock:
-            counts, self._loads = self._loads, Counter()
-        for outcome, counter in self._counters.items():
-            # To ask is to count: the next answer is one higher for it.
-            answer = next(counter)
-            counts[f"{self._name}|{outcome}"] = answer - self._drained[outcome]
-            self._drained[outcome] = answer + 1
-        return +counts
-
-    def _tell(self, what: str, text: str) -> None:
-        # The time first, and in as many characters as any other: so that the newest is the greatest.
-        text = text[:ERROR_LENGTH].encode(errors="replace").decode()
-        self._news[f"{self._name}|{what}"] = f"{self._now():017.6f} {text}"
+        self._subject.note("error", masked(str(error) or type(error).__name__))
 
 
 class _Tallies(dict[str, Tally]):
-    def __init__(self, make: Callable[[str], Tally]) -> None:
-        self._make = make
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
 
     def __missing__(self, name: str) -> Tally:
-        return self.setdefault(name, self._make(name))
+        return self.setdefault(name, Tally(self._meter.subject(f"cache:{name}")))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One bucket of a window; hits are reads served at once."""
+
+    at: datetime
+    reads: int
+    hits: int
+    loads: int
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionStatistics:
+    """One cached function within a window; times in milliseconds. The last load and error are of the last day."""
+
+    name: str
+    fresh: int
+    stale: int
+    miss: int
+    wait: int
+    error: int
+    loads: int
+    load_p50_ms: float | None
+    load_p95_ms: float | None
+    load_p99_ms: float | None
+    last_load: datetime | None
+    last_error: str | None
+    last_error_at: datetime | None
+    trend: tuple[Point, ...]
+
+    @property
+    def reads(self) -> int:
+        return self.fresh + self.stale + self.miss + self.wait + self.error
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Reads served at once from a copy / all reads; None before the first read."""
+        return (self.fresh + self.stale) / self.reads if self.reads else None
+
+    @property
+    def saved(self) -> int:
+        """Reads answered without a load of their own."""
+        return self.fresh + self.stale + self.wait
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All functions within a window: over all processes if shared, else of this one."""
+
+    window_s: int
+    shared: bool
+    functions: tuple[FunctionStatistics, ...]
+    trend: tuple[Point, ...]
 
 
 class Statistics:
-    """One a process; safe between threads. What is counted belongs to the time of the next flush."""
+    """One a process; safe between threads."""
 
-    def __init__(self, remote: RemoteTier, *, now: Callable[[], float] = time.time) -> None:
-        self._remote = remote
-        self._now = now
-        self._news: dict[str, str] = {}
-        self._tallies = _Tallies(lambda name: Tally(name, self._news, now))
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._tallies = _Tallies(meter)
         # The dictionary's own method: one of ours would cost as much as the counting.
         self.tally: Callable[[str], Tally] = self._tallies.__getitem__
-        self._own, self._unsent = Windows(), Windows()
-        self._batch: tuple[Bucket, Counter[str]] | None = None
-        self._batches = 0
-        self._sender = f"{NAMESPACE}:stats:sender:{uuid.uuid4().hex}"
-        self._lock = threading.Lock()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The functions that this process counts."""
         return tuple(sorted(self._tallies))
 
-    def flush(self) -> bool:
-        """Put what was counted into the windows; whether Redis has it all. What it has not goes with the next flush."""
-        with self._lock:
-            counts = sum((tally.drain() for tally in tuple(self._tallies.values())), Counter[str]())
-            for windows in (self._own, self._unsent):
-                windows.add(counts, self._now())
-            return self._send()
-
     def report(self, window_s: int) -> Report:
-        """What happened in one of WINDOWS until now: in all processes if Redis is there, else in this one."""
-        sent, window = self.flush(), span(window_s, self._now())
-        found = self._remote.attempt(lambda client: _read(client, window)) if sent else None
-        counts, news = found or self._of_this_process(window)
-        recent = {field: line for field, line in news.items() if float(line[:17]) > self._now() - NEWS_S}
-        return summarise(window, found is not None, counts, recent, self.names)
-
-    def _of_this_process(self, window: list[Bucket]) -> tuple[list[Counter[str]], dict[str, str]]:
-        with self._lock:
-            return [Counter(self._own.get(bucket)) for bucket in window], self._news.copy()
-
-    def _send(self) -> bool:
-        """Bucket by bucket. What got no answer is sent again as it was, since Redis may have it."""
-        while self._batch or self._unsent:
-            self._batch = self._batch or self._unsent.popitem()
-            bucket, counts = self._batch
-            if not self._run(_COUNT_ONCE, [self._sender, bucket.key], [bucket.ttl_s, self._batches + 1], counts):
-                return False
-            self._batch, self._batches = None, self._batches + 1
-        return not self._news or self._run(_KEEP_NEWEST, [_NEWS], [NEWS_S], self._news.copy())
-
-    def _run(self, script: str, keys: list[str], arguments: list[int], fields: Mapping[str, int | str]) -> bool:
-        flat = [*keys, *arguments, *itertools.chain.from_iterable(fields.items())]
-        return self._remote.attempt(lambda client: client.eval(script, len(keys), *flat)) is not None
+        """What happened in one of WINDOWS until now; those of this process are in it even if nothing happened."""
+        reading = self._meter.read(window_s, "cache")
+        names = sorted({*self.names, *reading.names})
+        trend = _trend(reading, reading.whole)
+        return Report(window_s, reading.shared, tuple(_function(name, reading) for name in names), trend)
 
 
-def _read(client: redis.Redis, window: list[Bucket]) -> tuple[list[Counter[str]], dict[str, str]]:
-    """What all processes counted and told; raises redis.RedisError when anything else is found in its place."""
-    with client.pipeline(transaction=False) as pipe:
-        for key in (*(bucket.key for bucket in window), _NEWS):
-            pipe.hgetall(key)
-        try:
-            *counts, news = [{f.decode(): v.decode() for f, v in found.items()} for found in pipe.execute()]
-            checked = msgspec.convert(counts, list[_Counts], strict=False)
-            return [Counter(one) for one in checked], msgspec.convert(news, _News)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise redis.InvalidResponse from error
+def _function(name: str, reading: Reading) -> FunctionStatistics:
+    total, news = reading.total(name), reading.news.get(name, {})
+    error: Note | None = news.get("error")
+    return FunctionStatistics(
+        name=name,
+        **{outcome: total.counts[outcome] for outcome in OUTCOMES},
+        loads=total.timed,
+        load_p50_ms=total.percentile_ms(0.50),
+        load_p95_ms=total.percentile_ms(0.95),
+        load_p99_ms=total.percentile_ms(0.99),
+        last_load=news["last"].at if "last" in news else None,
+        last_error=error and error.text,
+        last_error_at=error and error.at,
+        trend=_trend(reading, [part.get(name, Totals()) for part in reading.parts]),
+    )
+
+
+def _trend(reading: Reading, parts: Iterable[Totals]) -> tuple[Point, ...]:
+    times = (datetime.fromtimestamp(bucket.start, UTC) for bucket in reading.buckets)
+    return tuple(_point(at, part.counts, part.timed) for at, part in zip(times, parts, strict=True))
+
+
+def _point(at: datetime, counts: Counter[str], loads: int) -> Point:
+    return Point(at, sum(counts[outcome] for outcome in OUTCOMES), counts["fresh"] + counts["stale"], loads)

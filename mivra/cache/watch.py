@@ -27,7 +27,7 @@ class Watch:
     def __init__(self, region: Region, remote: RemoteTier) -> None:
         self._region = region
         self._remote = remote
-        self._every = {region.check: CHECK_S, region.keep_warm: WARM_S, region.statistics.flush: FLUSH_S}
+        self._every = {region.check: CHECK_S, region.keep_warm: WARM_S, region.meter.flush: FLUSH_S}
         self._due = dict.fromkeys(self._every, 0.0)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cache-watch", daemon=True)

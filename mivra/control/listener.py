@@ -98,6 +98,11 @@ class Listener:
         acting = self._acting and self._lease.is_trusted
         return ListenerState(self._lease.holder, acting, self._acting_holder, self._term, age, self._error)
 
+    def lease(self) -> tuple[str, int] | None:
+        """Holder and term while this listener acts, for others that only who acts may do."""
+        state = self.state()
+        return (state.holder, state.term) if state.acting else None
+
     def _run(self, executor: Executor) -> None:
         pause = RETRY_S[0]
         while not self._stopping.is_set():

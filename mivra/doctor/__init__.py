@@ -65,15 +65,15 @@ def examine(case: Case) -> Iterator[tuple[str, Finding]]:
     given = [name for name in config.environ_of(case.settings) if not name.startswith("MIVRA_")]
     yield "settings", ok(", ".join(given) or "no server is named: everything is embedded")
     for subject, check in CHECKS.items():
-        yield from _found(subject, check, case)
+        yield from found(subject, check, case)
     if not case.migrated:
         yield "schema", note(f"not reached, so these are not known: {', '.join(OF_THE_SCHEMA)}")
         return
     for subject, check in OF_THE_SCHEMA.items():
-        yield from _found(subject, check, case)
+        yield from found(subject, check, case)
 
 
-def _found(subject: str, check: Check, case: Case) -> Iterator[tuple[str, Finding]]:
+def found(subject: str, check: Check, case: Case) -> Iterator[tuple[str, Finding]]:
     try:
         for finding in check(case):
             yield subject, finding

@@ -94,7 +94,12 @@ def opened(environ: Mapping[str, str]) -> Iterator[Case]:
 def secrets(case: Case) -> list[str]:
     """What no line may show, the longest first."""
     settings = case.settings
-    found = {settings.supabase_secret_key, settings.supabase_publishable_key, settings.cookie_secret}
+    found = {
+        settings.supabase_secret_key,
+        settings.supabase_publishable_key,
+        settings.cookie_secret,
+        settings.webhook_url,
+    }
     for url in (case.database_url, settings.pooler_url, case.redis_url):
         with suppress(ValueError):
             found |= {password := urlsplit(url or "").password, unquote(password or "")}

@@ -11,10 +11,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from mivra.cache.remote import RemoteTier
-from mivra.config import ROOT
+from mivra.config import LOCAL_NAMES, ROOT
 from mivra.doctor.case import Case, Finding, note, ok, wrong
-from mivra.web.gate import LOCAL_NAMES
-from mivra.web.oidc import providers
 
 LOW_DISK: Final = 1_000_000_000
 """Bytes; the embedded Postgres needs some hundred million, and stops where there are none."""
@@ -50,6 +48,8 @@ def home(case: Case) -> Iterator[Finding]:
 
 def sign_in(case: Case) -> Iterator[Finding]:
     """Who is answered, and whether they sign in."""
+    from mivra.web.oidc import providers  # noqa: PLC0415 - the pages' code, which asks these checks itself
+
     public, served = case.settings.public_url, served_address(case.environ)
     ways = ["password"] if case.settings.supabase_publishable_key else []
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(public)).lower() if public else None
