@@ -1,9 +1,10 @@
-"""The launcher: `streamlit run app.py` serves the dashboard, its event stream and nothing else from this process."""
+"""The launcher: `streamlit run app.py` serves the dashboard, its event stream and the HTTP API from this process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -15,13 +16,15 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mivra import config, runtime
+from mivra import config, logs, runtime
 from mivra.errors import ConfigError, MivraError
 from mivra.store import Store
 from mivra.web import access, gate, live, oidc, passwords, problems
+from mivra.web.api import Api, answers
 from mivra.web.boot import boot, say
 from mivra.web.sessions import Sessions, cookie_secret
 from mivra.web.sign_in import Desk
+from mivra.web.tokens import Tokens
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 """Every method is ours to answer below /api/: Streamlit would answer the rest with 200 and its page."""
@@ -49,8 +52,9 @@ async def lifespan(_app: st.App) -> AsyncIterator[dict[str, Any]]:
 
 def door(inside: ASGIApp) -> ASGIApp:
     """Who is answered; ConfigError when that would be everybody."""
+    inside = Api(inside, Tokens(store, is_away))
     address = listens_on()
-    exposed = "" if address in gate.LOCAL_NAMES else f"The server listens on {address or 'every address'}"
+    exposed = "" if address in config.LOCAL_NAMES else f"The server listens on {address or 'every address'}"
     if os.environ.get("MIVRA_PUBLIC_URL"):
         exposed = "MIVRA_PUBLIC_URL is set"
     try:
@@ -60,6 +64,10 @@ def door(inside: ASGIApp) -> ASGIApp:
         if exposed:
             raise
         return gate.LocalOnly(inside)
+    logs.configure(settings.log)
+    logging.getLogger(Api.__module__).setLevel(logging.INFO)
+    # It tells of each page that is opened and closed.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     origin = _origin(settings.public_url)
     providers = oidc.providers(origin)
     by_password = bool(settings.supabase_url and settings.supabase_publishable_key)
@@ -95,11 +103,11 @@ def signed_in(
     )
     access.use(sessions)
     desk = Desk(sessions, store, verify if by_password else None, providers, oidc.login_url, origin)
-    names = frozenset({gate.host_name(urlsplit(origin).netloc)}) if origin else gate.LOCAL_NAMES
+    names = frozenset({gate.host_name(urlsplit(origin).netloc)}) if origin else config.LOCAL_NAMES
     say(f"everybody signs in, at {origin or 'this machine only: MIVRA_PUBLIC_URL is not set'}")
-    if not sessions.secure and not names <= gate.LOCAL_NAMES:
+    if not sessions.secure and not names <= config.LOCAL_NAMES:
         say("MIVRA_PUBLIC_URL is not https: passwords and cookies can be read on their way")
-    return gate.SignedIn(inside, desk, names, away=start_again)
+    return gate.SignedIn(inside, desk, names, away=start_again, is_programs=answers)
 
 
 def store() -> Store:
@@ -109,6 +117,13 @@ def store() -> Store:
     except MivraError:
         start_again()
         raise
+
+
+def is_away() -> bool:
+    """Whether the last look at the bots had no answer of the database."""
+    with contextlib.suppress(MivraError):
+        return runtime.current().board.error is not None
+    return False
 
 
 def start_again() -> None:
@@ -128,7 +143,7 @@ app = st.App(
     config.ROOT / "mivra" / "web" / "router.py",
     lifespan=lifespan,
     routes=[
-        Route("/api/events", live.events, methods=METHODS),
+        Route(gate.EVENTS, live.events, methods=METHODS),
         Route("/api/{path:path}", problems.no_such_route, methods=METHODS),
         Route("/api", problems.no_such_route, methods=METHODS),
     ],
