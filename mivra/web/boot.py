@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def say(sentence: str) -> None:
-    """One line on the console."""
+    """One line on the console, as the log has them."""
+    if os.environ.get("MIVRA_LOG") == "json":
+        logger.warning("%s", sentence)
+        return
     sys.stderr.write(f"mivra: {sentence}\n")
     sys.stderr.flush()
 
@@ -99,7 +102,8 @@ class Forward:
         self._away = board.error is not None
 
     def __call__(self, kind: str) -> None:
-        hub.publish(kind)
+        # Every page has the banner.
+        hub.publish("data" if kind == "alerts" else kind)
         away = self._board.error is not None
         if away != self._away:
             self._away = away

@@ -13,8 +13,9 @@ import streamlit as st
 from mivra import analytics, runtime
 from mivra.cache import CachedFunction
 from mivra.cache.entry import VALUES, Spec, parts
-from mivra.cache.inspector import KEYS_SHOWN, Action, Key, masked
+from mivra.cache.inspector import KEYS_SHOWN, Action, Key
 from mivra.errors import MivraError
+from mivra.logs import masked
 from mivra.web import access, deeds, panels, tables
 from mivra.web import format as fmt
 from mivra.web.columns import CACHE_KEYS, words

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import dropwhile
 from typing import Final
 
 import streamlit as st
@@ -18,6 +17,7 @@ from mivra.cache.local import MAX_ENTRIES
 from mivra.cache.server import RedisState
 from mivra.cache.statistics import FunctionStatistics, Point, Report
 from mivra.errors import MivraError
+from mivra.monitor.levels import Level, Ratio, Sampled, load_levels
 from mivra.web import cards, live, panels, tables, visitor
 from mivra.web import format as fmt
 from mivra.web.cache_keys import kept, specs
@@ -25,16 +25,12 @@ from mivra.web.columns import CACHE, CACHE_AUDIT
 from mivra.web.definitions import define
 from mivra.web.tables import File
 
-TARGET: Final = 0.95
-"""Service level: share of reads answered at once."""
-MEMORY_TARGET: Final = 512 * 2**20
-"""Service level: bytes that the cache's server may use."""
+DEFAULTS: Final = load_levels()
+"""Where a deployment's own service levels say nothing of the cache."""
 WINDOWS: Final = {"1 min": 60, "1 h": 3_600, "24 h": 86_400}
 """Seconds that are counted, by what the URL and the control say."""
 IDLE_S: Final = 10
 """Counts move without any change of the data."""
-EXACT_BELOW: Final = 10
-"""A rate of less has a decimal."""
 AUDIT_ROWS: Final = 1_000
 """More deeds than a person looks through."""
 
@@ -48,6 +44,8 @@ class Line:
     counted: FunctionStatistics | None
     keys: int | None
     size: int | None
+    goal: float
+    """The hit rate that the service level promises."""
 
     @property
     def trend(self) -> list[float]:
@@ -58,7 +56,15 @@ class Line:
     def target(self) -> str:
         """The hit rate against the service level, in a word."""
         rate = self.counted.hit_rate if self.counted else None
-        return "Not read" if rate is None else "Met" if rate >= TARGET else "Below"
+        return "Not read" if rate is None else "Met" if rate >= self.goal else "Below"
+
+
+def goals(levels: Sequence[Level]) -> tuple[float, int]:
+    """Service levels: the share of reads answered at once, and the bytes that the cache's server may use."""
+    every = (*levels, *DEFAULTS)
+    rate = next(one.objective for one in every if isinstance(one, Ratio) and one.source == "cache")
+    memory_mb = next(one.threshold for one in every if isinstance(one, Sampled) and one.source == "redis_mb")
+    return rate, round(memory_mb * 2**20)
 
 
 @visitor.fragment
@@ -66,28 +72,30 @@ def figures(window: str) -> None:
     """What was counted in the window, and the tiers; rerun alone every few seconds."""
     mark, here, zone = live.hub.mark("data"), runtime.current(), panels.zone_and_currency()[0]
     report, state = here.region.statistics.report(WINDOWS[window]), here.remote.state()
-    for notice in notices(state):
+    goal, memory = goals(here.levels)
+    for notice in notices(state, memory):
         st.warning(notice, icon=":material/warning:")
-    rate = _summary(report, state)
+    rate = _summary(report, state, goal, memory)
     counted = "all processes" if report.shared else "this process alone"
     st.caption(f"Last {window}, as of {fmt.clock(datetime.now(UTC), zone)}, counted over {counted}")
     with st.container(border=True):
-        st.subheader("Figures", anchor=False, help=f"Every cached function; the target is a hit rate of {TARGET:.0%}.")
-        rows = lines(report.functions, kept())
+        words = f"Every cached function; the target is a hit rate of {fmt.percent(goal, 0)}."
+        st.subheader("Figures", anchor=False, help=words)
+        rows = lines(report.functions, kept(), goal)
         tables.draw(rows, CACHE, key="cache_table", zone=zone)
         tables.download(File("cache", rows, CACHE))
-    _tiers(state, here.remote.breaker.closed, rate)
+    _tiers(state, here.remote.breaker.closed, rate, memory)
     live.mount("data", mark, key="live_cache", idle_s=IDLE_S)
 
 
-def notices(state: RedisState) -> list[str]:
+def notices(state: RedisState, memory: int) -> list[str]:
     """What is wrong and what to do, a sentence each; empty when all is well."""
     if state.configured and not state.available:
         return [f"Redis is away. {fmt.sentence(state.detail)}"]
     found = []
-    if state.used_memory and state.used_memory > MEMORY_TARGET:
+    if state.used_memory and state.used_memory > memory:
         found.append(
-            f"Redis uses {fmt.size_mb(state.used_memory)}, more than {fmt.size_mb(MEMORY_TARGET)}: "
+            f"Redis uses {fmt.size_mb(state.used_memory)}, more than {fmt.size_mb(memory)}: "
             "set maxmemory, or look for other users of this server."
         )
     if state.evicted:
@@ -95,7 +103,7 @@ def notices(state: RedisState) -> list[str]:
     return found
 
 
-def lines(counted: Sequence[FunctionStatistics], keys: Sequence[Key]) -> list[Line]:
+def lines(counted: Sequence[FunctionStatistics], keys: Sequence[Key], goal: float) -> list[Line]:
     """Every cached function, those that nobody reads too; the most read first."""
     by_name = {one.name: one for one in counted}
     all_known = len(keys) < KEYS_SHOWN
@@ -104,16 +112,13 @@ def lines(counted: Sequence[FunctionStatistics], keys: Sequence[Key]) -> list[Li
         mine = [key.size for key in keys if key.function == spec.name]
         sizes = [size for size in mine if size is not None]
         number, size = len(mine) if all_known else None, sum(sizes) if all_known and (sizes or not mine) else None
-        rows.append(Line(spec.name, spec.ttl_s, by_name.get(spec.name), number, size))
+        rows.append(Line(spec.name, spec.ttl_s, by_name.get(spec.name), number, size, goal))
     return sorted(rows, key=lambda row: (-row.counted.reads if row.counted else 0, row.name))
 
 
 def per_minute(count: int, report: Report) -> str:
-    """Over the part of the window that was counted: a dashboard that has just started has no hour behind it."""
-    began = list(dropwhile(lambda point: not (point.reads or point.loads), report.trend))
-    minutes = report.window_s / 60 * (len(began) / len(report.trend) if began else 1)
-    rate = count / max(1.0, minutes)
-    return f"{rate:,.{1 if 0 < rate < EXACT_BELOW else 0}f}/min"
+    """Over the part of the window that was counted."""
+    return fmt.per_minute(count, report.window_s, [point.reads + point.loads for point in report.trend])
 
 
 def hit_rates(trend: Sequence[Point]) -> list[float]:
@@ -121,12 +126,12 @@ def hit_rates(trend: Sequence[Point]) -> list[float]:
     return [point.hits / point.reads for point in trend if point.reads]
 
 
-def _summary(report: Report, state: RedisState) -> float | None:
+def _summary(report: Report, state: RedisState, goal: float, memory: int) -> float | None:
     """All figures together against the service levels; the hit rate."""
     reads = sum(one.reads for one in report.functions)
     hits = sum(one.fresh + one.stale for one in report.functions)
     rate = hits / reads if reads else None
-    met = "no reads yet" if rate is None else f"target {TARGET:.0%} {'met' if rate >= TARGET else 'missed'}"
+    met = "no reads yet" if rate is None else f"target {fmt.percent(goal, 0)} {'met' if rate >= goal else 'missed'}"
     loads, saved = sum(one.loads for one in report.functions), sum(one.saved for one in report.functions)
     with cards.row():
         trend = [Decimal(share) for share in hit_rates(report.trend)]
@@ -145,21 +150,16 @@ def _summary(report: Report, state: RedisState) -> float | None:
             note=f"{fmt.count(reads)} in all",
             trend=[point.reads for point in report.trend],
         )
-        target = f"target below {_mb(MEMORY_TARGET)}"
+        target = f"target below {_mb(memory)}"
         cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=target)
     return rate
-
-
-def _limit(state: RedisState) -> int:
-    """The service level, or the server's own limit where that is lower."""
-    return min(MEMORY_TARGET, state.max_memory or MEMORY_TARGET)
 
 
 def _mb(size: int) -> str:
     return f"{size / 2**20:,.0f} MB"
 
 
-def _tiers(state: RedisState, closed: bool, rate: float | None) -> None:
+def _tiers(state: RedisState, closed: bool, rate: float | None, memory: int) -> None:
     """Where values are kept, and whether Redis is asked at all."""
     copies = len(runtime.current().region.held())
     with st.grid(3, min_column_width=240):
@@ -167,7 +167,7 @@ def _tiers(state: RedisState, closed: bool, rate: float | None) -> None:
             st.badge("In use", icon=":material/check_circle:", color="green")
             st.progress(min(1.0, copies / MAX_ENTRIES), f"{copies:,} of {MAX_ENTRIES:,} copies")
         with _tier("Redis", "redis"):
-            _redis(state, rate)
+            _redis(state, rate, memory)
         with _tier("Breaker", "breaker"):
             if closed:
                 st.badge("Closed", icon=":material/check_circle:", color="green")
@@ -184,13 +184,13 @@ def _tier(title: str, term: str) -> Iterator[None]:
         yield
 
 
-def _redis(state: RedisState, rate: float | None) -> None:
+def _redis(state: RedisState, rate: float | None, memory: int) -> None:
     if not state.available:
         words = "Away" if state.configured else "Not configured"
         st.badge(words, icon=":material/cloud_off:", color="orange" if state.configured else "gray")
         return
     st.badge("Available", icon=":material/check_circle:", color="green")
-    used, limit = state.used_memory or 0, _limit(state)
+    used, limit = state.used_memory or 0, min(memory, state.max_memory or memory)
     own = " (its maxmemory)" if state.max_memory == limit else ""
     st.progress(min(1.0, used / limit), f"{fmt.size_mb(used)} of {_mb(limit)}{own}")
     st.caption(

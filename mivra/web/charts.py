@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import plotly.graph_objects as go
 import streamlit as st
 
 from mivra.analytics.results import Asset, GrowthDay, RankedUser, RevenueDay
+from mivra.monitor.timings import Point
 from mivra.web.format import SYMBOLS, count, money, percent
 
 BLUE: Final = "#2f7ed8"
@@ -74,6 +76,37 @@ def growth(days: Sequence[GrowthDay]) -> go.Figure:
         hovermode="x unified",
         showlegend=True,
         legend=_legend(),
+        bargap=0.25,
+    )
+
+
+def load(points: Sequence[Point], zone: str) -> go.Figure:
+    """Calls as bars, those that failed hatched; the time that 95% took no longer than as a line with its own axis."""
+    # The browser draws the hours that stand there, whatever their offset.
+    x = [point.at.astimezone(ZoneInfo(zone)) for point in points]
+    done = go.Bar(x=x, y=[point.calls - point.errors for point in points], name="Calls", marker={"color": BLUE})
+    hatched = {"color": AMBER, "pattern": {"shape": "/", "fgcolor": "#ffffff", "fillmode": "overlay", "size": 6}}
+    failed = go.Bar(x=x, y=[point.errors for point in points], name="Errors", marker=hatched)
+    p95 = go.Scatter(
+        x=x,
+        y=[point.p95_ms for point in points],
+        name="p95",
+        yaxis="y2",
+        mode="lines+markers",
+        line={"color": TEAL, "width": 2},
+        marker={"size": 4},
+        hovertemplate="%{y:,.1f} ms",
+    )
+    right = {"overlaying": "y", "side": "right", "showgrid": False, "ticksuffix": " ms", "rangemode": "tozero"}
+    right |= {"tickmode": "auto", "nticks": 5}
+    return _figure(
+        [done, failed, p95],
+        yaxis={"tickformat": ",d", "rangemode": "tozero", "gridcolor": GRID},
+        yaxis2=right,
+        barmode="stack",
+        hovermode="x unified",
+        showlegend=True,
+        legend=_legend() | {"traceorder": "normal"},
         bargap=0.25,
     )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from itertools import dropwhile
 from typing import Final
 from zoneinfo import ZoneInfo
+
+from mivra.logs import unlinked
 
 DASH: Final = "–"  # noqa: RUF001 - the en dash is the sign for no value
 
@@ -16,6 +20,10 @@ SYMBOLS: Final = {"USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "INR": "�
 _SHORT: Final = ((Decimal(10**9), "B"), (Decimal(10**6), "M"), (Decimal(10**3), "K"))
 _SHORT_FROM: Final = 100_000
 """Below this an amount is written out: it still fits a card."""
+EXACT_BELOW: Final = 10
+"""A rate of less has a decimal."""
+WHOLE_FROM: Final = 100
+"""A number with a unit has no digits after the point."""
 
 _MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~$:])")
 
@@ -78,6 +86,20 @@ def duration_ms(milliseconds: float | None) -> str:
     return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:,.0f} ms"  # noqa: PLR2004 - see above
 
 
+def figure(value: float | None, unit: str) -> str:
+    """A number with its unit; below a hundred with two digits after the point at most."""
+    if value is None:
+        return DASH
+    return (f"{value:,.0f} {unit}" if abs(value) >= WHOLE_FROM else f"{round(value, 2):g} {unit}").replace(" %", "%")
+
+
+def per_minute(count: int, window_s: float, trend: Sequence[int]) -> str:
+    """Over the part of the window that was counted: a dashboard that has just started has no hour behind it."""
+    began = list(dropwhile(lambda one: not one, trend))
+    rate = count / max(1.0, window_s / 60 * (len(began) / len(trend) if began else 1))
+    return f"{rate:,.{1 if 0 < rate < EXACT_BELOW else 0}f}/min"
+
+
 def size_mb(size: int | None) -> str:
     """Bytes as megabytes."""
     return DASH if size is None else f"{size / 2**20:,.1f} MB"
@@ -99,4 +121,4 @@ def sentence(text: str) -> str:
 
 def plain(text: str) -> str:
     """Foreign text (a name, an error of a server) that stays text inside Markdown."""
-    return _MARKDOWN.sub(r"\\\1", text)
+    return _MARKDOWN.sub(r"\\\1", unlinked(" ".join(text.split())))

@@ -18,13 +18,12 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mivra.config import LOCAL_NAMES
 from mivra.errors import MivraError
 from mivra.web import oidc, sign_in
 from mivra.web.problems import problem
 from mivra.web.sessions import Session
 from mivra.web.sign_in import Desk
-
-LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 SENTENCE: Final = (
     "This dashboard has no sign-in, so it answers only to this machine: open http://localhost:{port} on it.\n"
@@ -39,7 +38,7 @@ STARTING: Final = "Mivra is starting, or its database does not answer. This page
 SEE_OTHER: Final = 303
 PERSON: Final = b"x-mivra-person"
 """Header by which Streamlit is told who it is (.streamlit/config.toml); what a client says of itself is removed."""
-HEALTH: Final = "/_stcore/health"
+PROBES: Final = ("/_stcore/health", "/livez", "/readyz")
 EVENTS: Final = "/api/events"
 ASSETS: Final = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 """What is no page: a redirect would be read as the thing itself."""
@@ -113,23 +112,36 @@ class LocalOnly:
 class SignedIn:
     """Answers who has a session, under the names of this dashboard; all others may only sign in.
 
-    The liveness probe is answered to everybody: it says that the process is there, and nothing else.
+    Programs go to the API, which asks for a token and never sees a session. Probes are answered to everybody, since
+    they come by an address: they say that the process is there, or ready, and nothing else.
     """
 
-    def __init__(self, app: ASGIApp, desk: Desk, names: frozenset[str], *, away: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        desk: Desk,
+        names: frozenset[str],
+        *,
+        away: Callable[[], None],
+        is_programs: Callable[[Scope], bool] = lambda _scope: False,
+    ) -> None:
+        """is_programs: what the application asks a token for by itself."""
         self._app = app
         self._desk = desk
         self._names = names
         self._front = desk.app()
+        self._is_programs = is_programs
         self._away = away
         """Called when the database cannot be asked, so that a start that failed is tried again."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, is_http = scope["path"], scope["type"] == "http"
-        if path == HEALTH and is_http and scope["method"] in ("GET", "HEAD"):
+        if path in PROBES and is_http and scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
         elif _name(scope) not in self._names:
             await _refuse(scope, receive, send, PlainTextResponse(OTHER_NAME, 403), "another name")
+        elif self._is_programs(scope):
+            await self._app(scope, receive, send)
         elif is_http and path.removeprefix("/").partition("/")[0] in ("sign-in", "sign-out"):
             await self._front(scope, receive, send)
         elif is_http and self._desk.providers and path in (oidc.LOGIN, oidc.CALLBACK):

@@ -5,13 +5,22 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
 
 import orjson
 import streamlit as st
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mivra.errors import MivraError
+from mivra.errors import Conflict, InvalidData, MivraError, StoreError
+
+RETRY_S: Final = 5
+"""What cannot be answered now is asked again after this long."""
+STATUSES: Final[dict[type[MivraError], int]] = {Conflict: 409, InvalidData: 422}
+"""The rest is not the caller's fault, and may be over soon: 503."""
+CODES: Final = {"PT404": 404, "42501": 403}
+"""What our functions raise; other lacks of a right are the program's own."""
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +29,22 @@ def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | N
     """A problem document."""
     body = orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
     return Response(body, status, headers, media_type="application/problem+json")
+
+
+def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The same under the status's own title."""
+    return problem(status, HTTPStatus(status).phrase, detail, headers)
+
+
+def answer_to(error: MivraError) -> Response:
+    """What became of a call, said to a program."""
+    code = error.code if isinstance(error, StoreError) else ""
+    status = CODES.get(code) or next((s for kind, s in STATUSES.items() if isinstance(error, kind)), 503)
+    if status != HTTPStatus.SERVICE_UNAVAILABLE:
+        return refusal(status, str(error))
+    logger.warning("not answered: %s", error)
+    # The driver's own words name the server and the user.
+    return refusal(status, (type(error).__doc__ or "").strip(), {"Retry-After": str(RETRY_S)})
 
 
 async def no_such_route(request: Request) -> Response:

@@ -5,14 +5,16 @@ It is not beside pages/: Streamlit would serve that folder by itself, around thi
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import streamlit as st
+import structlog
 
 from mivra import runtime
 from mivra.analytics import Deployment
 from mivra.config import ROOT
-from mivra.web import deeds, filters, kill_switch, live, panels, sidebar, visitor
+from mivra.web import access, alerts_view, deeds, filters, kill_switch, live, panels, sidebar, visitor
 from mivra.web.boot import boot
 from mivra.web.problems import script_failed
 
@@ -25,7 +27,12 @@ PAGES: Final = {
         ("assets", "Assets", ":material/candlestick_chart:"),
     ],
     "Bots": [("bots", "Bots", ":material/smart_toy:")],
-    "System": [("cache_stats", "Cache", ":material/speed:")],
+    "System": [
+        ("health", "Health", ":material/monitor_heart:"),
+        ("alerts", "Alerts", ":material/notifications:"),
+        ("queries", "Queries", ":material/database:"),
+        ("cache_stats", "Cache", ":material/speed:"),
+    ],
 }
 
 IDLE_S: Final = 60
@@ -53,7 +60,9 @@ def main() -> None:
         }
     )
     if started() and visitor.is_there():
-        frame(page)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(actor=str(access.drawn_for().operator_id or "operator"))
+        timed(page)
 
 
 def started() -> bool:
@@ -72,6 +81,14 @@ def started() -> bool:
     return False
 
 
+def timed(page: st.Page) -> None:
+    """One run of a page, counted; how long it took, if nothing came in between."""
+    subject, began = runtime.current().meter.subject(f"page:{page.title}"), time.perf_counter()
+    subject.count("runs")
+    frame(page)
+    subject.time(time.perf_counter() - began)
+
+
 def frame(page: st.Page) -> None:
     """One run of a page with all that is around it."""
     mark = live.hub.mark("data")
@@ -85,10 +102,13 @@ def frame(page: st.Page) -> None:
         page.run()
     except Exception as error:  # noqa: BLE001 - the top of a page: whatever it is, nobody sees a traceback
         script_failed(error)
-    board = runtime.current().board
+        runtime.current().meter.subject(f"page:{page.title}").count("errors")
+    board, alerts = runtime.current().board, runtime.current().alerts
     with notices:
         kill_switch.notice(board.kill_switch)
         panels.banner(looks, board)
+        if page.title != "Alerts":
+            alerts_view.banner(alerts.open())
     with foot:
         idle_s = IDLE_TROUBLE_S if looks.errors or board.error else IDLE_S
         live.mount("data", mark, key="live_data", indicator=True, idle_s=idle_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import ipaddress
 import logging
 import math
 from collections.abc import Callable
@@ -224,8 +225,13 @@ def safe_path(path: str) -> str:
 
 
 def address_of(request: Request) -> str:
-    """Of the browser; behind a proxy on this machine as the proxy tells it."""
-    return request.client.host if request.client else "unknown"
+    """Of the client; behind a proxy on this machine as the proxy tells it."""
+    told = request.client.host if request.client else ""
+    try:
+        # What follows a "%" may be any text.
+        return str(ipaddress.ip_address(told.partition("%")[0]))
+    except ValueError:
+        return "unknown"
 
 
 async def _static(request: Request) -> Response:

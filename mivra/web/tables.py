@@ -17,6 +17,7 @@ from mivra.web.definitions import define
 Kind = Literal[
     "text",
     "note",
+    "long",
     "count",
     "money",
     "percent",
@@ -28,6 +29,8 @@ Kind = Literal[
     "age",
     "bytes",
     "trend",
+    "number",
+    "factor",
 ]
 
 T = TypeVar("T")
@@ -40,6 +43,8 @@ _NUMBER_FORMATS: Final = {
     "seconds": "%,d s",
     "age": "duration",
     "bytes": "bytes",
+    "number": "%,.4g",
+    "factor": "%,.1f x",
 }
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A cell that begins so is run as a formula by spreadsheets."""
@@ -151,8 +156,8 @@ def _config(column: Column, rows: Sequence[Any], currency: str, zone: str) -> An
             return st.column_config.DateColumn(title, help=text, format="YYYY-MM-DD")
         case "time":
             return st.column_config.DatetimeColumn(title, help=text, format="YYYY-MM-DD HH:mm:ss", timezone=zone)
-        case "note":
-            return st.column_config.TextColumn(title, help=text, width="medium")
+        case "note" | "long":
+            return st.column_config.TextColumn(title, help=text, width="medium" if column.kind == "note" else "large")
         case "text":
             return st.column_config.TextColumn(title, help=text)
         case "trend":
