@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from mivra import analytics, runtime
@@ -70,6 +71,8 @@ def started(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     runtime.start(Settings(home=tmp_path, database_url=database_url, listener=False))
     runtime.warm_up()
     wait_until(lambda: len(runtime.current().region.held()) == len(analytics.FIGURES))
+    # What another runtime was asked a moment ago.
+    st.cache_resource.clear()
     monkeypatch.setattr(boot, "state", "ready")
     yield
     runtime.stop()

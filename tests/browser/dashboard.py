@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,6 +27,9 @@ START_S = 90
 WAIT_MS = 60_000
 """For whatever is waited for: how long it takes decides no test."""
 expect.set_options(timeout=WAIT_MS)
+LEVELS = ROOT / "mivra" / "monitor" / "levels.toml"
+SECTION, UNTOLD = re.compile(r"^(\[.+)$", re.MULTILINE), re.compile(r"^alert = .*\n", re.MULTILINE)
+"""How fast this machine is decides no test: whether a service level is missed is told nobody."""
 TICKS = 5
 ROW_PX = 35
 LOOK_MS = 200
@@ -57,11 +61,13 @@ class Dashboard:
 def serve(home: Path, port: int = 0, **environ: str) -> Iterator[Dashboard]:
     """`streamlit run app.py`, as an operator starts it, and stopped as an operator stops it."""
     port = port or _free_port()
+    levels = home / "levels.toml"
+    levels.write_text(SECTION.sub(r"\1\nalert = false", UNTOLD.sub("", LEVELS.read_text())))
     log = (home / "server.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
         cwd=ROOT,
-        env={**os.environ, "MIVRA_HOME": str(home), **environ},
+        env={**os.environ, "MIVRA_HOME": str(home), "MIVRA_LEVELS": str(levels), **environ},
         stdout=log,
         stderr=subprocess.STDOUT,
     )

@@ -13,9 +13,10 @@ import pytest
 from mivra.cache import inspector, watch
 from mivra.cache.cached import bind, cached, unbind
 from mivra.cache.entry import VALUES, Query, fence_key
-from mivra.cache.inspector import PREVIEW_CHARACTERS, Inspector, Key, masked
+from mivra.cache.inspector import PREVIEW_CHARACTERS, Inspector, Key
 from mivra.cache.remote import KEEP_S
 from mivra.errors import CacheError, InvalidData, StoreError
+from mivra.logs import masked
 from mivra.store.base import Row, Store
 from mivra.store.postgres import PostgresStore
 from tests.house import House, idle

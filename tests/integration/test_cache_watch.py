@@ -261,7 +261,7 @@ def test_every_key_is_under_our_name_and_no_value_stays_for_ever(house: House, v
     region = house.watched(valkey.url)
     region.read(house.query())
     region.invalidate("trade_closed")
-    wait_until(lambda: idle(region) and region.statistics.flush())
+    wait_until(lambda: idle(region) and region.meter.flush())
     assert all(key.startswith(f"{NAMESPACE}:".encode()) for key in valkey.client.scan_iter())
     (value,) = valkey.client.scan_iter(f"{VALUES}*")
     assert 0 < valkey.client.pttl(value) <= KEEP_S * 1000

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import pytest
 
 from mivra.cli import _parser
 from mivra.store.postgres import PostgresStore
+from mivra.web.tokens import hashed
 from tests.support import server_processes, wait_until
 
 if TYPE_CHECKING:
@@ -158,6 +160,46 @@ def test_operators_are_managed_through_postgrest_alone(cli: Cli, project: Projec
     assert cli("operator", "list", **variables).stdout == ""
 
 
+def test_a_token_is_printed_once_kept_as_a_hash_listed_and_revoked(
+    cli: Cli, store: PostgresStore, database_url: str
+) -> None:
+    made = cli("token", "create", "eur-bot", "--role", "operator", "--days", "30", DATABASE_URL=database_url)
+    token = made.stdout.strip()
+    assert (made.returncode, len(token.splitlines()), "shown once" in made.stderr) == (0, 1, True), made.stderr
+    (row,) = store.call("use_token", token_hash=hashed(token))
+    assert (row["name"], row["role"]) == ("eur-bot", "operator")
+    assert timedelta(days=29) < row["expires_at"] - datetime.now(UTC) < timedelta(days=30)
+    again = cli("token", "create", "eur-bot", "--role", "admin", DATABASE_URL=database_url)
+    assert (again.returncode, again.stdout, "needs another name" in again.stderr) == (1, "", True)
+    listed = cli("token", "list", DATABASE_URL=database_url, MIVRA_READ_ONLY="1").stdout
+    assert listed.split()[:3] == ["eur-bot", "operator", "until"]
+    assert cli("token", "revoke", "eur-bot", DATABASE_URL=database_url).returncode == 0
+    assert store.call("use_token", token_hash=hashed(token)) == []
+    assert cli("token", "revoke", "eur-bot", DATABASE_URL=database_url).returncode == 1
+    # What the audit trail says of this name is of one token.
+    again = cli("token", "create", "eur-bot", "--role", "operator", DATABASE_URL=database_url)
+    assert (again.returncode, again.stdout, "There is or was" in again.stderr) == (1, "", True)
+    (listed,) = cli("token", "list", DATABASE_URL=database_url).stdout.splitlines()
+    assert "revoked" in listed
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute("select actor, action, target from operator_audit order by id").fetchall()
+        kept = connection.execute("select t::text from api_tokens t").fetchall()
+    actor = f"operator@{socket.gethostname()}"
+    assert found == [(actor, "token.created", "eur-bot: operator"), (actor, "token.revoked", "eur-bot")]
+    assert token not in str(kept)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["Eur Bot", "--role", "viewer"], ["eur"], ["eur", "--role", "owner"], ["eur", "--role", "viewer", "--days", "0"]],
+)
+def test_a_token_without_a_name_or_a_role_is_refused_before_the_database_is_asked(
+    cli: Cli, arguments: list[str]
+) -> None:
+    done = cli("token", "create", *arguments, DATABASE_URL="postgresql://nobody@127.0.0.1:1/none")
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -169,6 +211,8 @@ def test_operators_are_managed_through_postgrest_alone(cli: Cli, project: Projec
         ["listen"],
         ["operator", "add", "ana@example.com"],
         ["operator", "remove", "ana@example.com"],
+        ["token", "create", "eur-bot", "--role", "operator"],
+        ["token", "revoke", "eur-bot"],
     ],
 )
 def test_a_read_only_configuration_refuses_every_command_that_writes(cli: Cli, arguments: list[str]) -> None:

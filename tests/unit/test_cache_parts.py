@@ -26,6 +26,7 @@ from mivra.cache.region import Region
 from mivra.cache.remote import RemoteTier, Wait
 from mivra.cache.statistics import Tally
 from mivra.errors import CacheError, MigrationError, StoreTimeout
+from mivra.monitor.meter import Subject
 from tests.support import wait_until
 from tests.unit.test_region import Clock
 
@@ -35,7 +36,7 @@ WHEN = datetime(2026, 7, 29, 12, tzinfo=UTC)
 
 def held(number: int, loaded_at: float = 1.0, *, events: tuple[Event, ...] = ("trade_closed",)) -> Held:
     spec = Spec("figure", int, 60.0, events)
-    tally = Tally("figure", {}, time.time)
+    tally = Tally(Subject(time.time))
     return Held(Query(spec, str(number), int), Entry(number, loaded_at, "0" * 32, ()), 0.0, tally, read_at=0.0)
 
 

@@ -56,3 +56,9 @@ def test_every_benchmark_is_in_the_readme(readme: str, root: Path) -> None:
 
     names = {path.stem for path in (root / "tests" / "bench").glob("*.py")} - NOT_BENCHMARKS
     assert [name for name in sorted(names) if f"`{name}`" not in readme] == []
+
+
+def test_every_endpoint_is_in_the_readme(readme: str) -> None:
+    from mivra.web.api_endpoints import ENDPOINTS, PROBES  # noqa: PLC0415 - the pages' code
+
+    assert [label for label in (*ENDPOINTS, *PROBES) if f"`{label}`" not in readme] == []

@@ -15,11 +15,12 @@ from mivra.cache.entry import Event
 from mivra.cache.inspector import KEYS_SHOWN, Action, Key
 from mivra.cache.server import RedisState
 from mivra.cache.statistics import FunctionStatistics, Point, Report
-from mivra.cache.windows import WINDOWS
 from mivra.errors import CacheError, InvalidData, StoreUnavailable
+from mivra.monitor.meter import WINDOWS
 from mivra.web import cache_keys, cache_view, deeds, tables
 from mivra.web.columns import CACHE, CACHE_AUDIT, words
 
+GOAL, MEMORY = cache_view.goals(())
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 UP = RedisState(configured=True, available=True, detail="valkey 9", used_memory=1, max_memory=0, evicted=0)
 
@@ -38,12 +39,12 @@ def report(trend: list[tuple[int, int]], window_s: int = 3600) -> Report:
 
 
 def line(one: FunctionStatistics) -> cache_view.Line:
-    (found,) = [row for row in cache_view.lines([one], []) if row.name == one.name]
+    (found,) = [row for row in cache_view.lines([one], [], GOAL) if row.name == one.name]
     return found
 
 
 def test_every_cached_function_is_listed_and_an_unread_one_has_no_hit_rate() -> None:
-    rows = cache_view.lines([], [])
+    rows = cache_view.lines([], [], GOAL)
     assert {row.name for row in rows} == {name for name in analytics.__all__ if name.islower()}
     assert {(row.counted, row.target, tuple(row.trend)) for row in rows} == {(None, "Not read", ())}
 
@@ -62,23 +63,23 @@ def test_the_trend_leaves_out_times_in_which_nobody_read() -> None:
 
 
 def test_the_most_read_is_first() -> None:
-    rows = cache_view.lines([counted("revenue", fresh=1), counted("user_growth", fresh=9)], [])
+    rows = cache_view.lines([counted("revenue", fresh=1), counted("user_growth", fresh=9)], [], GOAL)
     assert [row.name for row in rows[:2]] == ["user_growth", "revenue"]
 
 
 def test_keys_and_sizes_are_summed_by_function_a_copy_without_redis_counts_as_a_key() -> None:
-    rows = cache_view.lines([], [key("revenue", 10), key("revenue", None), key("user_growth", 5)])
+    rows = cache_view.lines([], [key("revenue", 10), key("revenue", None), key("user_growth", 5)], GOAL)
     found = {row.name: (row.keys, row.size) for row in rows}
     assert (found["revenue"], found["user_growth"], found["deployment"]) == ((2, 10), (1, 5), (0, 0))
 
 
 def test_without_redis_a_copy_has_no_size() -> None:
-    rows = cache_view.lines([], [key("revenue", None)])
+    rows = cache_view.lines([], [key("revenue", None)], GOAL)
     assert [(row.keys, row.size) for row in rows if row.name == "revenue"] == [(1, None)]
 
 
 def test_where_not_all_keys_are_known_no_number_is_claimed() -> None:
-    rows = cache_view.lines([], [key("revenue", 1)] * KEYS_SHOWN)
+    rows = cache_view.lines([], [key("revenue", 1)] * KEYS_SHOWN, GOAL)
     assert {(row.keys, row.size) for row in rows} == {(None, None)}
 
 
@@ -103,7 +104,7 @@ def test_the_windows_are_those_that_are_counted() -> None:
 
 @pytest.mark.parametrize("state", [UP, RedisState(configured=False, available=False, detail="No Redis")])
 def test_what_is_well_or_not_wanted_is_no_notice(state: RedisState) -> None:
-    assert cache_view.notices(state) == []
+    assert cache_view.notices(state, MEMORY) == []
 
 
 @pytest.mark.parametrize(
@@ -116,12 +117,12 @@ def test_what_is_well_or_not_wanted_is_no_notice(state: RedisState) -> None:
     ],
 )
 def test_what_is_wrong_is_one_notice(state: RedisState, said: str) -> None:
-    (notice,) = cache_view.notices(state)
+    (notice,) = cache_view.notices(state, MEMORY)
     assert said in notice
 
 
 def test_the_file_has_every_function_without_trends() -> None:
-    text = tables.csv_text(cache_view.lines([counted(fresh=19, miss=1)], []), CACHE)
+    text = tables.csv_text(cache_view.lines([counted(fresh=19, miss=1)], [], GOAL), CACHE)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == len(cache_keys.specs())
     assert (rows[0]["Figure"], rows[0]["Hit rate"], rows[0]["Reads"], rows[1]["Hit rate"]) == (
