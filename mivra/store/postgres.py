@@ -250,11 +250,12 @@ def translated() -> Iterator[None]:
 
 def _translate(error: psycopg.Error) -> StoreError:
     code = error.sqlstate or ""
-    if not code and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        # The server said nothing: the connection could not be made, or was lost.
-        return StoreUnavailable(_first_line(error))
-    if not code:
+    if not code and isinstance(error, psycopg.DataError | psycopg.ProgrammingError | psycopg.NotSupportedError):
+        # The driver refused the values.
         return InvalidData(_first_line(error))
+    if not code:
+        # The server said nothing, or nothing that is whole: the connection could not be made, or was lost.
+        return StoreUnavailable(_first_line(error))
     return kind_of(code)(error.diag.message_primary or _first_line(error), code)
 
 

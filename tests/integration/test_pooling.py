@@ -33,9 +33,6 @@ from tests.servers import Proxy, free_port
 from tests.support import wait_until
 
 CALLERS = 120
-MESSAGES = 11
-"""Those of the server when a setting and a function are sent at once."""
-
 READERS = 50
 APPLICATION = "mivra pooling"
 Opened = Callable[..., PostgresStore]
@@ -331,44 +328,59 @@ def test_a_write_without_a_key_of_its_own_is_done_once_or_not_at_all(
 
 
 class Cut:
-    """Ends the line after so many messages of the server, with so many last words as a pooler may have."""
+    """Ends the line after so many bytes of the server, with so many last words as a pooler may have."""
 
     WORDS = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
     LAST = b"E" + (len(WORDS) + 4).to_bytes(4) + WORDS
 
     def __init__(self, proxy: Proxy, after: int, words: int) -> None:
-        self.proxy, self.left, self.words = proxy, after, words
+        self.proxy, self.left, self.words, self.is_over = proxy, after, words, False
         proxy.is_cut, proxy.change = False, self
 
     def __call__(self, data: bytes) -> bytes:
-        end = 0
-        while end < len(data):
-            if not self.left:
-                self.proxy.is_cut = True
-                return data[:end] + self.words * self.LAST
-            self.left -= 1
-            end += 1 + int.from_bytes(data[end + 1 : end + 5])
+        whole, self.left = data[: max(self.left, 0)], self.left - len(data)
+        if self.left >= 0 or self.is_over:
+            return whole
+        self.proxy.is_cut = self.is_over = True
+        return whole + self.words * self.LAST
+
+
+def length_of_answer(proxy: Proxy, ask: Callable[[], object]) -> int:
+    """In bytes."""
+    heard = bytearray()
+
+    def change(data: bytes) -> bytes:
+        heard.extend(data)
         return data
 
+    proxy.change = change
+    ask()
+    return len(heard)
 
-def test_a_line_that_ends_anywhere_in_an_answer_is_an_error_of_ours(
-    database_url: str,
-    poolers: dict[str, str | None],
-    console: psycopg.Connection[object],
-    monkeypatch: pytest.MonkeyPatch,
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_a_line_that_ends_at_any_byte_of_an_answer_is_an_error_of_ours(
+    mode: str, database_url: str, console: psycopg.Connection[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = conninfo_to_dict(behind(poolers["pooled"] or "", database_url))
     monkeypatch.setattr(postgres, "_lives", lambda connection: not connection.closed)
     with ExitStack() as stack:
+        there = conninfo_to_dict(stack.enter_context(pgbouncer(database_url, mode)))
         proxy = stack.enter_context(closing(Proxy(int(str(there["port"])))))
         url = make_conninfo(**{**there, "host": "127.0.0.1", "port": proxy.port})
-        store = stack.enter_context(closing(PostgresStore(url, max_connections=1, pooled=True)))
-        for words, after in itertools.product(range(3), range(MESSAGES)):
+        store = stack.enter_context(closing(PostgresStore(url, max_connections=1, pooled=mode == "transaction")))
+
+        def write(who: str) -> None:
+            store.call("sign_in_failed", email=f"{who}@example.com", address="here", why="wrong")
+
+        store.call("gate")
+        length = length_of_answer(proxy, lambda: write("nobody"))
+        assert length > 50
+        for words, after in itertools.product(range(3), range(length)):
             proxy.is_cut, proxy.change = False, bytes
             store.call("gate")
             proxy.change = Cut(proxy, after, words)
             with pytest.raises(StoreUnavailable):
-                store.call("sign_in_failed", email=f"{words}.{after}@example.com", address="here", why="wrong")
+                write(f"{words}.{after}")
     found = console.execute("select target from operator_audit").fetchall()
     assert len(found) == len(set(found))
 
