@@ -50,10 +50,11 @@ def unlinked(text: str) -> str:
     return _LINK.sub("\u2060", text)
 
 
-def configure(mode: str) -> None:
+def configure(mode: str, **known: object) -> None:
     """From now on all loggers of this process write such lines, foreign ones too; `json`, or else text.
 
-    What structlog.contextvars has bound (request_id, actor) is in each line. Called again, it changes the mode.
+    What is known of the process (bot_id) is in each line, and what structlog.contextvars has bound (request_id, actor).
+    Called again, it changes both.
     """
     for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
         if isinstance(logger, logging.Logger):
@@ -62,7 +63,11 @@ def configure(mode: str) -> None:
         # It gives each logger that it makes later a handler of its own.
         vars(streamlit)["setup_formatter"] = _silence
     handler, ending = _Lines(sys.stderr), _json if mode == "json" else _text
-    steps: list[Processor] = [merge_contextvars, ExtraAdder(FIELDS), format_exc_info, _public, ending]
+
+    def of_process(_: Any, __: str, event: EventDict) -> EventDict:
+        return {**known, **event}
+
+    steps: list[Processor] = [of_process, merge_contextvars, ExtraAdder(FIELDS), format_exc_info, _public, ending]
     handler.setFormatter(ProcessorFormatter(processors=steps))
     logging.getLogger().addHandler(handler)
     # For who passes nothing on to the root, and has lost what they had.

@@ -40,6 +40,7 @@ from mivra.bot.trade import moment
 from mivra.bot.trader import Trader
 from mivra.config import Settings, load
 from mivra.errors import ControlError, MivraError
+from mivra.logs import configure
 from mivra.store import open_store
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ EXITS: Mapping[type[MivraError], Exit] = {Taken: Exit.TAKEN, Unwatched: Exit.UNW
 
 def main() -> int:
     """Run the bot that the environment names until it is told to end; every error is a line to the executor."""
-    _log_to_stderr()
+    _log_as(bot_id=os.environ.get("MIVRA_BOT_ID"))
     channel = Channel()
     try:
         return _run(channel, os.environ)
@@ -96,6 +97,7 @@ def _run(channel: Channel, environ: Mapping[str, str]) -> Exit:
         if begun is None:
             return Exit.DONE
         start, messages = begun
+        _log_as(bot_id=bot_id, generation=start.generation)
         start.check(bot_id)
         return Exit.DONE if _duty(start, settings, channel, folder, lock).run(messages) else Exit.UNWATCHED
 
@@ -126,19 +128,9 @@ def _environ_of_program(environ: Mapping[str, str], start: Start) -> dict[str, s
     return {variable: text for variable, text in environ.items() if variable not in secrets} | told
 
 
-class _OneLine(logging.Formatter):
-    """A message of several lines is one."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides
-        return " ".join(super().formatMessage(record).splitlines())
-
-
-def _log_to_stderr() -> None:
+def _log_as(**known: object) -> None:
     """The bot's log is its standard error, which the executor has redirected to the bot's folder."""
-    handler, line = logging.StreamHandler(), _OneLine("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    line.converter = time.gmtime
-    handler.setFormatter(line)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    configure(os.environ.get("MIVRA_LOG", "text"), **known)
     logging.getLogger("mivra.bot").setLevel(logging.INFO)
 
 

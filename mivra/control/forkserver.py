@@ -22,12 +22,14 @@ from typing import Any
 
 from mivra.bot.__main__ import main as run_bot
 from mivra.lines import Lines
+from mivra.logs import configure
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     server, lines = socket.socket(fileno=int(sys.argv[1])), Lines()
+    configure(os.environ.get("MIVRA_LOG", "text"))
     # What is imported is never garbage: without this each bot's first collection copies all of it.
     gc.collect()
     gc.freeze()

@@ -259,7 +259,7 @@ def test_a_bot_that_nobody_watches_ends_itself_within_22_seconds(bot: Starter, t
     last_word = time.monotonic()
     assert running.ended() == 3
     assert time.monotonic() - last_word < 22
-    assert "ERROR No word from the executor" in running.logged()
+    assert "error mivra.bot.duty: No word from the executor" in running.logged()
     assert len(trades("open")) == 1
 
 
@@ -291,8 +291,8 @@ def test_no_trade_is_lost_while_the_database_is_away(
     rows = trades()
     assert len(rows) == running.said("beat")[-1]["trades"]
     assert {row["status"] for row in rows} == {"closed"}
-    assert "WARNING Trades are kept" in running.logged()
-    assert "INFO The database is back" in running.logged()
+    assert "warning mivra.bot.recorder: Trades are kept" in running.logged()
+    assert "info mivra.bot.recorder: The database is back" in running.logged()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -363,7 +363,7 @@ def test_a_trade_that_the_database_refuses_pauses_the_bot_and_is_kept(bot: Start
     running.watched.set()
     wait_until(lambda: running.state() == "paused")
     assert "refuses" in running.said("state")[-1]["reason"]
-    assert "ERROR The database refused trade" in running.logged()
+    assert "error mivra.bot.recorder: The database refused trade" in running.logged()
     assert "balanced" in (running.folder / "refused.jsonl").read_text()
     assert trades() == []
 
@@ -442,11 +442,24 @@ def test_the_log_is_the_standard_error_in_utc_with_a_line_a_message_and_no_passw
     running.send("stop", deadline_s=0.0)
     assert running.ended() == 0
     lines = running.logged().splitlines()
-    assert {line.split()[2] for line in lines} >= {"INFO", "WARNING"}
-    times = [datetime.strptime(line[:20], "%Y-%m-%d %H:%M:%SZ").replace(tzinfo=UTC) for line in lines]
+    assert {line.split()[1] for line in lines} >= {"info", "warning"}
+    assert all(line.endswith(" bot_id=bot-1 generation=1") for line in lines)
+    times = [datetime.fromisoformat(line.split()[0]) for line in lines]
     assert all(timedelta(0) <= datetime.now(UTC) - at < timedelta(minutes=5) for at in times)
     assert "hunter2" not in running.logged() + str(running.lines)
     assert {line["type"] for line in running.lines} == {"state", "beat"}
+
+
+def test_the_log_is_json_when_it_is_asked_for_and_of_every_thread_and_generation(bot: Starter) -> None:
+    away = "postgresql://mivra:hunter2@127.0.0.1:1/x"
+    running = bot(DATABASE_URL=away, POOLER_URL=away, MIVRA_LOG="json").start()
+    wait_until(lambda: running.beat("failures"))
+    running.send("stop", deadline_s=0.0)
+    assert running.ended() == 0
+    lines = [json.loads(line) for line in running.logged().splitlines()]
+    assert {line["logger"] for line in lines} >= {"mivra.bot.duty", "mivra.bot.recorder"}
+    assert {(line["bot_id"], line["generation"]) for line in lines} == {("bot-1", 1)}
+    assert "hunter2" not in running.logged()
 
 
 def test_a_stop_that_overtakes_the_start_ends_it(bot: Starter) -> None:

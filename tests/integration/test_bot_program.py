@@ -256,13 +256,25 @@ def test_wrong_lines_are_named_in_the_log_and_the_program_goes_on(start: Begin, 
     running = start(shell(*map(say, [*wrong, *text]), say(TRADE % ("good", WIN)), BEAT, FOR_EVER))
     wait_until(lambda: running.beat("trades") == 1)
     lines = running.logged().splitlines()
+    warnings = [line for line in lines if "warning mivra.bot.program: This line of the program is wrong" in line]
     for sentence in wrong.values():
-        assert any("WARNING This line of the program is wrong" in line and sentence in line for line in lines), sentence
-    assert sum("WARNING" in line for line in lines) == len(wrong)
+        assert any(sentence in line for line in warnings), sentence
+    assert sum(" warning " in line for line in lines) == len(warnings) == len(wrong)
     for words in text:
-        assert any(line.endswith(f"INFO {words}") for line in lines), words
+        assert any(f" info mivra.bot.program: {words} bot_id=bot-1 " in line for line in lines), words
     wait_until(lambda: [row["external_id"] for row in trades()] == ["bot-1.good"])
     assert running.process.poll() is None
+
+
+@pytest.mark.parametrize("mode", ["text", "json"])
+def test_a_secret_or_an_email_that_the_program_says_is_masked_in_the_log(start: Begin, mode: str) -> None:
+    said = ["the password=hunter2, she said", "ask ana@example.com"]
+    running = start(shell(*map(say, said), BEAT, FOR_EVER), MIVRA_LOG=mode)
+    wait_until(lambda: running.beat("state"))
+    assert "the password=..." in running.logged()
+    assert "ask ***@***" in running.logged()
+    assert "hunter2" not in running.logged()
+    assert "ana@" not in running.logged()
 
 
 def test_a_trade_is_this_bots_and_this_users_whatever_the_program_says(start: Begin, trades: Rows) -> None:
@@ -296,7 +308,7 @@ def test_the_programs_errors_and_its_standard_error_are_passed_on(start: Begin) 
     wait_until(lambda: running.said("error"))
     assert running.said("error")[0]["message"] == "No quotes \x01 today"
     assert "to stderr" in running.logged()
-    assert "ERROR No quotes" in running.logged()
+    assert "error mivra.bot.program: No quotes" in running.logged()
 
 
 @pytest.mark.parametrize(
