@@ -9,12 +9,11 @@ import time
 from typing import Final
 
 import streamlit as st
-import structlog
 
 from mivra import runtime
 from mivra.analytics import Deployment
 from mivra.config import ROOT
-from mivra.web import access, alerts_view, deeds, filters, kill_switch, live, panels, sidebar, visitor
+from mivra.web import alerts_view, deeds, filters, kill_switch, live, panels, sidebar, visitor
 from mivra.web.boot import boot
 from mivra.web.problems import script_failed
 
@@ -60,8 +59,6 @@ def main() -> None:
         }
     )
     if started() and visitor.is_there():
-        structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(actor=str(access.drawn_for().operator_id or "operator"))
         timed(page)
 
 

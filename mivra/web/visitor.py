@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, ParamSpec
 
 import streamlit as st
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from mivra import runtime
 from mivra.errors import MivraError, PermissionDenied
@@ -44,8 +45,15 @@ def is_there() -> bool:
         st.error(fmt.sentence(str(error)), icon=":material/cloud_off:", title="Nobody can say who you are now")
         st.button("Try again", icon=":material/refresh:")
     else:
+        sign_log()
         return True
     return False
+
+
+def sign_log() -> None:
+    """The lines of the log say who is there; for each run, as a fragment or a dialog that runs alone knows nothing."""
+    clear_contextvars()
+    bind_contextvars(actor=str(access.drawn_for().operator_id or "operator"))
 
 
 def fragment(draw: Callable[P, None]) -> Callable[P, None]:
@@ -56,6 +64,7 @@ def fragment(draw: Callable[P, None]) -> Callable[P, None]:
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
         if not _is_same():
             st.rerun()
+        sign_log()
         draw(*args, **kwargs)
 
     return guarded
