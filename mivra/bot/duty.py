@@ -115,8 +115,9 @@ class Duty:
     def _tell(self) -> None:
         if (self._state, self._reason) != self._told:
             self._told = (self._state, self._reason)
-            log.info("Now %s%s", self._state, f": {self._reason}" if self._reason else "")
+            # The log waits: what it costs is not part of a start.
             self._channel.send("state", state=self._state, reason=self._reason)
+            log.info("Now %s%s", self._state, f": {self._reason}" if self._reason else "")
 
 
 def _seconds(value: object) -> float:
