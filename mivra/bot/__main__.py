@@ -19,14 +19,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
 from mivra.bot.broker import PaperBroker
-from mivra.bot.channel import Channel, Start, clock
+from mivra.bot.channel import Channel, Exit, Start, clock
 from mivra.bot.child import Child
 from mivra.bot.config import BotConfig
 from mivra.bot.duty import STOP_S, Duty
@@ -44,17 +43,6 @@ from mivra.logs import configure
 from mivra.store import open_store
 
 log = logging.getLogger(__name__)
-
-
-class Exit(IntEnum):
-    DONE = 0
-    CRASHED = 1
-    REFUSED = 2
-    """A setting, the start line, the config, the candles or the spool are wrong, the operator's program cannot be
-    started, or it traded against the kill switch: starting again changes nothing."""
-    UNWATCHED = 3
-    TAKEN = 4
-    """Another process of this bot lives."""
 
 
 class Taken(ControlError):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -27,6 +28,20 @@ MAX_WAITING = 64
 def clock() -> float:
     """Seconds that both ends of the pipe agree on; unlike others it goes on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Exit(IntEnum):
+    """A bot's last word: the code that its process ends with."""
+
+    DONE = 0
+    CRASHED = 1
+    REFUSED = 2
+    """A setting, the start line, the config, the candles or the spool are wrong, the operator's program cannot be
+    started, or it traded against the kill switch: starting again changes nothing."""
+    UNWATCHED = 3
+    """Nobody watched it: no fault of the bot's."""
+    TAKEN = 4
+    """Another process of this bot lives; that one ends itself soon, as nobody watches it."""
 
 
 @dataclass(frozen=True, slots=True)

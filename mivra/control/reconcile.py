@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, Literal
 from uuid import UUID
 
+from mivra.bot.channel import Exit
 from mivra.control.bots import Desired
 
 Observed = Literal["stopped", "starting", "running", "pausing", "paused", "stopping", "failed"]
@@ -26,14 +27,8 @@ KILL_AFTER_S = 5.0
 """A bot that is still there this long after its drain is killed."""
 HEALTHY_S = 60.0
 """A bot that ran this long has left its earlier crashes behind."""
-REFUSED = 2
-"""Exit code of a bot whose config or data is wrong: starting it again changes nothing."""
-UNWATCHED = 3
-"""Exit code of a bot that stopped itself because nobody watched it: no fault of the bot's."""
-TAKEN = 4
-"""Exit code of a bot whose process of before is still there; that one ends itself soon, as nobody watches it."""
 TAKEN_PAUSE_S = 2.0
-"""Pause until such a bot is started again."""
+"""Pause until a bot is started again whose process of before was still there."""
 GONE_S = 23.0
 """An unwatched bot has ended this long after its last heartbeat, wherever it ran."""
 
@@ -137,19 +132,19 @@ def _waiting_for_retry(row: Row, now: datetime) -> Outcome:
 
 
 def _after_exit(row: Row, process: Process, code: int, now: datetime, jitter: Callable[[], float]) -> Outcome:
-    if row.desired in AT_REST and code == TAKEN:
+    if row.desired in AT_REST and code == Exit.TAKEN:
         # Another process of it lives: that one is looked at next.
         return Outcome("stopping", row.observed_generation, "forget")
     if row.desired in AT_REST:
         return Outcome("stopped", row.generation, "forget")
-    if process.stopping_for_s is not None or process.state == "stopping" or code == UNWATCHED:
+    if process.stopping_for_s is not None or process.state == "stopping" or code == Exit.UNWATCHED:
         # It went because it was told to, or because nobody watched: the start that came since is carried out now.
         return Outcome("starting", row.observed_generation, "forget", attempts=_crashes(row))
     error = process.error or f"The bot ended with exit code {code}"
-    if code == TAKEN:
+    if code == Exit.TAKEN:
         pause = timedelta(seconds=TAKEN_PAUSE_S)
         return Outcome("failed", row.generation, "forget", _crashes(row), now + pause, error)
-    return crashed(row, error, now, jitter, is_final=code == REFUSED)
+    return crashed(row, error, now, jitter, is_final=code == Exit.REFUSED)
 
 
 def crashed(

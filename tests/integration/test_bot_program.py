@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mivra.bot.__main__ import Exit
+from mivra.bot.channel import Exit
 from mivra.bot.child import MAX_READ, Child
 from mivra.bot.program import HOLD_GRACE_S, PASS_ON_S
 from mivra.control.running import lock_holder

@@ -34,6 +34,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from mivra.bot.channel import Exit
 from mivra.control import executor, lease, listener, running
 from mivra.control.commands import Command, Order, request_bot, request_bots, set_kill_switch
 from mivra.control.listener import Listener
@@ -43,9 +44,6 @@ from mivra.control.reconcile import (
     GONE_S,
     KILL_AFTER_S,
     MAX_ATTEMPTS,
-    REFUSED,
-    TAKEN,
-    UNWATCHED,
     Row,
     drain_of,
 )
@@ -238,7 +236,7 @@ class Bot:
             self.watched = False
             self.stop(UNWATCHED_DRAIN_S)
         if self.stopping and (now >= self.stop_at or now >= self.trading_until):
-            self.exit(0 if self.watched else UNWATCHED)
+            self.exit(0 if self.watched else Exit.UNWATCHED)
         elif self.state and now >= self.beat_due:
             self.beat_due = now + 1.0
             self.say("beat", state=self.state, loops=int(now))
@@ -249,7 +247,7 @@ class Bot:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.say("error", message="Another process of this bot lives")
-            self.exit(TAKEN)
+            self.exit(Exit.TAKEN)
             return False
         self.lock.truncate(0)
         self.lock.write(f"{self.pid}\n")
@@ -286,10 +284,10 @@ class Bot:
 
     def begin(self, config: dict[str, Any], until: float) -> None:
         if until < self.world.now:
-            self.exit(UNWATCHED)
+            self.exit(Exit.UNWATCHED)
         elif config["asset"] == "REFUSED":
             self.say("error", message="There are no candles of REFUSED")
-            self.exit(REFUSED)
+            self.exit(Exit.REFUSED)
         else:
             self.config = config
             self.world.judge_processes(self.bot_id)
@@ -298,7 +296,7 @@ class Bot:
     def stop(self, within: float) -> None:
         self.stop_at = min(self.stop_at, self.world.now + within) if self.stopping else self.world.now + within
         if self.state is None:
-            self.exit(UNWATCHED)
+            self.exit(Exit.UNWATCHED)
         elif not self.stopping:
             if self.config == SLOW:
                 # It has always just opened a trade.
@@ -756,7 +754,7 @@ class World:
             if report["state"] in ("running", "paused") and not report["error"]:
                 self.judge_words(node, report)
             self.seen[report["state"]] += 1
-            assert f"exit code {UNWATCHED}" not in (report["error"] or ""), "to end unwatched is no crash"
+            assert f"exit code {Exit.UNWATCHED}" not in (report["error"] or ""), "to end unwatched is no crash"
             self.seen["too late"] += "too late" in (report["error"] or "")
             self.seen["breaker"] += "not tried again" in (report["error"] or "")
             if generation > asked.observed:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mivra.bot.channel import Exit
 from mivra.control.reconcile import (
     AT_REST,
     BACKOFF_S,
@@ -19,9 +20,6 @@ from mivra.control.reconcile import (
     HEALTHY_S,
     KILL_AFTER_S,
     MAX_ATTEMPTS,
-    REFUSED,
-    TAKEN,
-    UNWATCHED,
     Outcome,
     Process,
     Row,
@@ -116,7 +114,7 @@ def process(**values: Any) -> Process:
         ({"config": QUICK, "desired": "paused"}, process(config={}), Outcome("stopping", 0, "stop")),
         ({"config": QUICK, "desired": "killed"}, process(config={}), Outcome("stopping", 0, "kill")),
         ({"config": QUICK}, process(config={}, stopping_for_s=1.0, exit_code=0), Outcome("starting", 0, "forget")),
-        ({"config": QUICK}, process(config={}, exit_code=UNWATCHED), Outcome("starting", 0, "forget")),
+        ({"config": QUICK}, process(config={}, exit_code=Exit.UNWATCHED), Outcome("starting", 0, "forget")),
         ({"config": QUICK, "desired": "stopped"}, None, Outcome("stopped", 1)),
         # whose config nobody knows
         ({"config": QUICK}, process(config=None), Outcome("running", 1)),
@@ -214,12 +212,12 @@ def test_r12_a_new_config_of_a_bot_that_was_given_up_starts_it() -> None:
 
 
 def test_what_a_bot_refuses_is_not_tried_again() -> None:
-    outcome = reconcile(row(), process(state="starting", exit_code=REFUSED, error="amount is 0"), NOW)
+    outcome = reconcile(row(), process(state="starting", exit_code=Exit.REFUSED, error="amount is 0"), NOW)
     assert (outcome.state, outcome.observed_generation, outcome.next_retry_at) == ("failed", 1, None)
     assert "amount is 0" in (outcome.error or "")
 
 
-@pytest.mark.parametrize("there", [process(exit_code=UNWATCHED), process(state="stopping", exit_code=1)])
+@pytest.mark.parametrize("there", [process(exit_code=Exit.UNWATCHED), process(state="stopping", exit_code=1)])
 def test_a_bot_that_nobody_watched_comes_back_and_nothing_is_counted(there: Process) -> None:
     running = row(observed_generation=1, state="running", attempts=3)
     assert reconcile(running, there, NOW) == Outcome("starting", 1, "forget", attempts=3)
@@ -227,7 +225,7 @@ def test_a_bot_that_nobody_watched_comes_back_and_nothing_is_counted(there: Proc
 
 def test_a_bot_whose_process_of_before_is_still_there_is_tried_again_and_nothing_is_counted() -> None:
     running = row(observed_generation=1, state="running", attempts=3)
-    outcome = reconcile(running, process(state="starting", exit_code=TAKEN), NOW)
+    outcome = reconcile(running, process(state="starting", exit_code=Exit.TAKEN), NOW)
     assert (outcome.state, outcome.attempts) == ("failed", 3)
     assert outcome.next_retry_at is not None
 
@@ -273,7 +271,7 @@ PROCESSES = st.builds(
     config=st.sampled_from([None, {}, SLOW, QUICK]),
     uptime_s=st.floats(0, 1000),
     stopping_for_s=st.none() | st.floats(0, 100),
-    exit_code=st.none() | st.sampled_from([0, 1, REFUSED, UNWATCHED, TAKEN, -9]),
+    exit_code=st.none() | st.sampled_from([0, 1, Exit.REFUSED, Exit.UNWATCHED, Exit.TAKEN, -9]),
     error=ERRORS,
 )
 
@@ -347,7 +345,7 @@ def test_r11_a_start_that_waited_too_long_never_fires(desired: Row) -> None:
 def test_r11_a_stop_never_expires(asked: Row, at_rest: Any, there: Process | None) -> None:
     desired = replace(asked, desired=at_rest)
     outcome = reconcile(desired, there, NOW)
-    if there is not None and there.exit_code == TAKEN:
+    if there is not None and there.exit_code == Exit.TAKEN:
         return  # Another process of it lives: what is said of that comes next.
     if there is None or there.exit_code is not None:
         assert outcome.observed_generation == desired.generation
