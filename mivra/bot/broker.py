@@ -30,7 +30,7 @@ class Broker(Protocol):
         """Take over positions of an earlier process, ended or not; their results come through `results`."""
 
 
-class PaperBroker:
+class PaperBroker(Broker):
     """Fixed payout, settled by the feed's prices at opening and at expiry; a demo account only."""
 
     def __init__(self, feed: Feed) -> None:
@@ -38,22 +38,18 @@ class PaperBroker:
         self._open: dict[str, Trade] = {}
 
     def place(self, order: Trade) -> Trade:
-        """See Broker.place."""
         if order.account_type != "demo":
             raise BrokerError(f"The paper broker has no {order.account_type} account; use demo")
         return self._open.setdefault(order.external_id, order)
 
     def results(self, now: datetime) -> list[Trade]:
-        """See Broker.results."""
         ended = sorted((t for t in self._open.values() if t.expires_at <= now), key=lambda t: t.expires_at)
         return [self._settle(self._open.pop(trade.external_id)) for trade in ended]
 
     def open_trades(self) -> list[Trade]:
-        """See Broker.open_trades."""
         return list(self._open.values())
 
     def restore(self, trades: Iterable[Trade]) -> None:
-        """See Broker.restore."""
         self._open = {trade.external_id: trade for trade in trades} | self._open
 
     def _settle(self, trade: Trade) -> Trade:

@@ -71,19 +71,8 @@ def request_bot(
     Raises Conflict when somebody else was faster than expected_generation, InvalidData for an unknown bot or a config
     that it could not run, StoreError when the command was not written.
     """
-    names = order.names()
-    return _command(
-        one(
-            store.call(
-                "request_bot",
-                bot=bot_id,
-                desired=desired,
-                config=config,
-                expected_generation=expected_generation,
-                **names,
-            )
-        )
-    )
+    change = {"desired": desired, "config": config, "expected_generation": expected_generation}
+    return _command(one(store.call("request_bot", bot=bot_id, **change, **order.names())))
 
 
 def request_bots(

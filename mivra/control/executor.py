@@ -73,7 +73,8 @@ class Executor:
             # The table may never learn of it: a process that is adopted is judged by what it was started with.
             (folder / CONFIG).write_text(json.dumps(row.config))
             self._send_start(row, running, until)
-            self._server.request(row.bot_id, folder, {**self._environ, **_names(row.bot_id, folder)})
+            names = {"MIVRA_BOT_ID": row.bot_id, "MIVRA_BOT_DIR": str(folder)}
+            self._server.request(row.bot_id, folder, self._environ | names)
         except OSError:
             self.forget(row.bot_id)
             raise
@@ -225,10 +226,6 @@ class Executor:
                 running.exit_code = message["code"]
                 return True
         return False
-
-
-def _names(bot_id: str, folder: Path) -> dict[str, str]:
-    return {"MIVRA_BOT_ID": bot_id, "MIVRA_BOT_DIR": str(folder)}
 
 
 def _is_stuck(running: Running) -> bool:

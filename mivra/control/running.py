@@ -237,10 +237,8 @@ def report_of(row: Row, outcome: Outcome, running: Running | None, last: Running
     }
 
 
-def _is_alive(pid: int | None, pid_started: float | None) -> bool:
+def _is_alive(pid: int, pid_started: float) -> bool:
     """Whether the process of a pid and a start time still runs."""
-    if pid is None or pid_started is None:
-        return False
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         return abs(process.create_time() - pid_started) < SAME_START_S and _runs(process)
