@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -350,6 +351,15 @@ def test_many_bots_are_commanded_together_or_not_at_all(world: World) -> None:
     assert [command.bot_id for command in stopped] == [BOT, "yen"]
     world.reach("stopped")
     world.reach("stopped", "yen")
+
+
+def test_the_log_of_a_bot_says_which_bot_it_is_and_by_which_command_it_was_started(world: World) -> None:
+    world.listen(MIVRA_LOG="json")
+    bot = world.run()
+    (line,) = (world.home / "bots" / BOT / "bot.log").read_text().splitlines()
+    said = json.loads(line)
+    assert (said["level"], said["event"]) == ("info", "Now running")
+    assert (said["bot_id"], said["generation"]) == (BOT, bot.generation)
 
 
 def test_the_last_lines_of_a_bots_log_and_what_it_takes_are_observed(world: World) -> None:
