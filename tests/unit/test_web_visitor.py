@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
+from uuid import UUID
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from mivra.web import access
 from mivra.web.access import Person
 
-ANA = Person(uuid.uuid4(), "ana@example.com", "operator", signed_in=True)
+ANA = Person(UUID(int=1), "ana@example.com", "operator", signed_in=True)
 
 
 def part() -> None:
