@@ -160,6 +160,13 @@ def test_of_which_nobody_is_sure_does_not_end_and_does_not_begin(alerts: Alerts)
     assert alerts.open() == []
 
 
+def test_an_unsure_name_is_that_one_alone_and_a_prefix_ends_with_a_dot(alerts: Alerts) -> None:
+    names = ("level.queries", "level.queries_per_figure")
+    alerts.look(*({**REDIS, "name": name} for name in names))
+    alerts.look(unsure=("level.queries", "level", "lev"))
+    assert alerts.open() == ["level.queries"]
+
+
 def test_what_is_too_long_is_cut_and_a_clock_that_is_ahead_hurts_nobody(alerts: Alerts) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     alerts.look({**REDIS, "title": "x" * 999, "detail": "y" * 9999, "started_at": later.isoformat()})

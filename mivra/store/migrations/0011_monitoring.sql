@@ -222,7 +222,9 @@ begin
   with over as (
     update alerts a set ended_at = greatest(clock_timestamp(), a.started_at)
     where a.ended_at is null and not exists (select from firing(wrong) f where f.name = a.name)
-      and not exists (select from jsonb_array_elements_text(observe_alerts.unsure) u where starts_with(a.name, u))
+      and not exists (
+        select from jsonb_array_elements_text(observe_alerts.unsure) u
+        where a.name = u or (right(u, 1) = '.' and starts_with(a.name, u)))
     returning a.id),
   posted as (
     insert into alert_deliveries (alert_id, moment)
@@ -266,8 +268,8 @@ begin
 end
 $$;
 comment on function observe_alerts is
-  'What is wrong now, all of it: new alerts begin, others end; those whose names begin as one of unsure do not end. '
-  'firing: name, severity, title, detail, value, started_at. 409 without the lease';
+  'What is wrong now, all of it: new alerts begin, others end; those of unsure do not, which are names, or prefixes that '
+  'end with a dot. firing: name, severity, title, detail, value, started_at. 409 without the lease';
 
 create function record_alert(firing jsonb, deliver boolean, told boolean)
 returns table (id bigint) language sql volatile as $$
