@@ -20,7 +20,7 @@ import msgspec
 import redis
 
 from mivra.monitor.parts import Note, Part, Totals, encoded, latest
-from mivra.monitor.reading import DAY_S, KEYS, NEWS_S, WINDOWS, Bucket, ByName, Reading, find, span
+from mivra.monitor.reading import DAY_S, KEYS, NEWS_S, WINDOWS, Bucket, Found, Reading, find, span
 
 if TYPE_CHECKING:
     from mivra.cache.remote import RemoteTier
@@ -108,6 +108,8 @@ class Meter:
         self.fallbacks = 0
         """How often who asked for all processes was told of this one, though there is a Redis."""
         self._readings: dict[tuple[int, str, bool], tuple[float, Reading]] = {}
+        self._found: dict[tuple[int, str], dict[Bucket, Found]] = {}
+        """What was found last of all processes."""
         self._counting, self._reading = threading.Lock(), threading.Lock()
 
     def flush(self) -> bool:
@@ -178,6 +180,7 @@ class Meter:
                 parts: Any = {f"{name}|{self._process}": msgspec.json.encode(own[name]) for name in names}
                 pipe.hset(bucket.key, mapping=parts)
                 pipe.expire(bucket.key, bucket.ttl_s)
+                pipe.set(bucket.stamp_key, f"{self._process}:{self._sends}", ex=bucket.ttl_s)
             pipe.set(mark, _number(self._sends), ex=NEWS_S)
             answers = pipe.execute(raise_on_error=False)
         for answer in answers:
@@ -187,26 +190,27 @@ class Meter:
         return answers[0] if isinstance(answers[0], bytes) else b""
 
     def _read(self, window_s: int, kind: str, own: bool) -> Reading:
-        window, news = span(window_s, self._now(), kind), span(NEWS_S, self._now(), kind)
+        window, days = span(window_s, self._now(), kind), span(NEWS_S, self._now(), kind)
         # What is told of this process is flushed too.
-        sent = self.flush()
-        found = self._remote.attempt(lambda client: find(client, [*window, *news])) if sent and not own else None
-        by_name = found or self._of_this_process([*window, *news])
-        parts = tuple({name: Totals(parts) for name, parts in one.items()} for one in by_name[: len(window)])
-        whole = tuple(Totals.sum(part.values()) for part in parts)
-        return Reading(window_s, found is not None, tuple(window), parts, whole, self._recent(by_name[len(window) :]))
+        sent, known = self.flush(), self._found.get((window_s, kind), {})
+        shared = self._remote.attempt(lambda client: find(client, window + days, known)) if sent and not own else None
+        if shared:
+            self._found[window_s, kind] = shared
+        found = shared or self._of_this_process(window + days)
+        notes = self._recent(found[day] for day in days)
+        return Reading(window_s, shared is not None, {bucket: found[bucket] for bucket in window}, notes)
 
-    def _of_this_process(self, buckets: list[Bucket]) -> list[ByName]:
+    def _of_this_process(self, buckets: list[Bucket]) -> dict[Bucket, Found]:
         with self._counting:
-            return [{name: [part] for name, part in self._own.get(one, {}).items()} for one in buckets]
+            return {one: Found.of({name: [part] for name, part in self._own.get(one, {}).items()}) for one in buckets}
 
-    def _recent(self, days: list[ByName]) -> dict[str, dict[str, Note]]:
+    def _recent(self, days: Iterable[Found]) -> dict[str, list[dict[str, Note]]]:
         since = datetime.fromtimestamp(self._now() - DAY_S, UTC)
-        news: defaultdict[str, dict[str, Note]] = defaultdict(dict)
-        for name, parts in (item for day in days for item in day.items()):
-            recent = [{what: note for what, note in part.notes.items() if note.at > since} for part in parts]
-            news[name] = latest([news[name], *recent])
-        return dict(news)
+        notes: defaultdict[str, list[dict[str, Note]]] = defaultdict(list)
+        for name, totals in itertools.chain.from_iterable(day.parts.items() for day in days):
+            parts = [part for part in totals.parts if isinstance(part, Part)]
+            notes[name] += [{what: note for what, note in part.notes.items() if note.at > since} for part in parts]
+        return dict(notes)
 
 
 def _number(write: int) -> bytes:

@@ -55,11 +55,12 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Totals:
-    """Counts and times of several parts, added up when somebody asks for them."""
+    """Counts and times of several parts, or of other totals, added up once when somebody asks for them."""
 
-    def __init__(self, parts: Iterable[Part] = ()) -> None:
+    def __init__(self, parts: Iterable[Part | Totals] = ()) -> None:
         self.parts = tuple(parts)
-        self.timed = sum(part.timed for part in self.parts)
+        self.timed: int = sum(part.timed for part in self.parts)
+        self._at_most: dict[float, int] = {}
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -67,10 +68,6 @@ class Totals:
         for part in self.parts:
             counts.update(part.counts)
         return counts
-
-    @classmethod
-    def sum(cls, totals: Iterable[Totals]) -> Totals:
-        return cls(part for one in totals for part in one.parts)
 
     def percentile_ms(self, share: float) -> float | None:
         """So large a share of the times is at most this, within 1 %; None without any."""
@@ -82,6 +79,15 @@ class Totals:
 
     def at_most(self, seconds: float) -> int:
         """How many times were no longer, within 1 % of the limit."""
+        if seconds not in self._at_most:
+            self._at_most[seconds] = self._count_at_most(seconds)
+        return self._at_most[seconds]
+
+    def _count_at_most(self, seconds: float) -> int:
+        totals = [part for part in self.parts if isinstance(part, Totals)]
+        if totals:
+            # Each of them remembers, and most were asked before: no histogram is added up.
+            return sum(one.at_most(seconds) for one in totals)
         return self._reached[_EMPTY.get_counts_array_index(_tracked(round(seconds * 1e6)))] if self._reached else 0
 
     @cached_property

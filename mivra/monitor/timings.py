@@ -121,10 +121,10 @@ def report(meter: Meter, window_s: int, *, own: bool = False) -> QueryReport:
 def of_history(hours: Hours) -> QueryReport:
     """The same of hours that were written down, of all processes."""
     names = {name for _, subjects in hours for name in subjects}
-    totals = {name: Totals.sum(subjects[name] for _, subjects in hours if name in subjects) for name in names}
+    totals = {name: Totals(subjects[name] for _, subjects in hours if name in subjects) for name in names}
     functions = [_function(name, total, {}) for name, total in totals.items()]
-    trend = ((at, Totals.sum(subjects.values())) for at, subjects in hours)
-    return _report(round(KEPT.total_seconds()), True, functions, Totals.sum(totals.values()), trend)
+    trend = ((at, Totals(subjects.values())) for at, subjects in hours)
+    return _report(round(KEPT.total_seconds()), True, functions, Totals(totals.values()), trend)
 
 
 def write_history(meter: Meter, store: Store, hour: datetime) -> None:
@@ -135,7 +135,7 @@ def write_history(meter: Meter, store: Store, hour: datetime) -> None:
         quarters = zip(reading.buckets, reading.parts, strict=True)
         parts = [part for bucket, part in quarters if since <= bucket.start < since + HOUR_S]
         for name in reading.names:
-            total = Totals.sum(part[name] for part in parts if name in part)
+            total = Totals(part[name] for part in parts if name in part)
             if total.parts:
                 counts = {**total.counts, "timed": total.timed}
                 written = {"subject": f"{kind}:{name}", "counts": counts, "times": total.times}

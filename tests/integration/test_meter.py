@@ -127,7 +127,7 @@ def test_every_key_expires_when_no_window_reaches_it(processes: list[Meter], ser
         meter.subject("query:f").note("error", "gone")
         assert meter.flush()
     left = {key.decode(): server.ttl(key) for key in server.scan_iter(f"{KEYS}:*")}
-    assert len(left) == len(WINDOWS) + 1 + len(processes)
+    assert len(left) == 2 * (len(WINDOWS) + 1) + len(processes), "each bucket and its stamp, and what each wrote last"
     assert all(0 < ttl <= NEWS_S + DAY_S for ttl in left.values())
     for window_s, step in WINDOWS.items():
         assert window_s < left[span(window_s, clock(), "query")[-1].key] <= window_s + step
@@ -301,6 +301,66 @@ def test_a_hundred_viewers_cost_one_reading(lines: list[Line], clock: Clock, ser
     assert server.info("commandstats")["cmdstat_hgetall"]["calls"] - before == 86_400 // 900 + 2
 
 
+def hashes_read(server: redis.Redis) -> int:
+    return int(server.info("commandstats").get("cmdstat_hgetall", {"calls": 0})["calls"])
+
+
+def test_a_bucket_that_nobody_wrote_to_is_read_once(processes: list[Meter], server: redis.Redis, clock: Clock) -> None:
+    first, second = processes
+    for _ in range(3):
+        second.subject("query:f").count("it")
+        second.flush()
+        clock.seconds += 60
+    first.read(3600, "query")
+    before = hashes_read(server)
+    assert first.read(3600, "query").total("f").counts["it"] == 3
+    assert hashes_read(server) == before
+    second.subject("query:f").count("it")
+    second.flush()
+    assert first.read(3600, "query").total("f").counts["it"] == 4
+    assert hashes_read(server) == before + 1
+    clock.seconds += 60
+    first.read(3600, "query")
+    assert hashes_read(server) == before + 2, "only the minute that began"
+
+
+def test_who_was_cut_off_is_heard_of_minutes_that_are_over(
+    processes: list[Meter], lines: list[Line], clock: Clock
+) -> None:
+    first, second = processes
+    lines[1].cut_for = math.inf
+    for _ in range(3):
+        for meter in processes:
+            meter.subject("query:f").count("it")
+            meter.subject("query:f").time(0.5)
+            meter.flush()
+        assert not second._sent
+        clock.seconds += 1_000
+        first.read(3600, "query")
+        first.read(DAY_S, "query")
+    assert [(count, timed) for _, count, timed in sums(first)[1:]] == [(3, 3)] * 2
+    lines[1].cut_for = 0
+    assert second.flush()
+    assert [(count, timed) for _, count, timed in sums(first)[1:]] == [(6, 6)] * 2
+    for window_s in (3600, DAY_S):
+        total = first.read(window_s, "query").total()
+        assert (total.at_most(0.5), total.at_most(0.4)) == (6, 0)
+        assert [each.timed for each in first.read(window_s, "query").whole if each.timed] == [2, 2, 2]
+
+
+def test_who_died_between_counts_and_stamp_is_not_missed_by_the_next_write(
+    processes: list[Meter], server: redis.Redis, clock: Clock
+) -> None:
+    first, second = processes
+    second.subject("query:f").count("it")
+    second.flush()
+    assert first.read(60, "query").total("f").counts["it"] == 1
+    server.hset(span(60, clock(), "query")[-1].key, FIELD, '[{"it": 1}, 0, ""]')
+    second.subject("query:f").count("it")
+    second.flush()
+    assert first.read(60, "query").total("f").counts["it"] == 3
+
+
 FIELD = f"f|{uuid.uuid4().hex}"
 GARBAGE: dict[str, Callable[[redis.Redis, Bucket], object]] = {
     "no hash": lambda server, bucket: server.set(bucket.key, "x"),
@@ -340,7 +400,7 @@ def test_garbage_under_the_keys_leaves_a_process_its_own_counts(
     server.delete(bucket.key)
     garbage(server, bucket)
     with pytest.raises(redis.RedisError):
-        find(server, [*span(60, clock(), "query"), *span(NEWS_S, clock(), "query")])
+        find(server, [*span(60, clock(), "query"), *span(NEWS_S, clock(), "query")], {})
     reading = first.read(60, "query")
     assert (reading.shared, reading.total("f").counts["it"]) == (False, 1)
     assert reading.news.keys() == {"f"}
@@ -397,7 +457,7 @@ def test_a_server_that_speaks_nonsense_leaves_a_process_its_own_counts(
         threading.Thread(target=answer, daemon=True).start()
         port = listener.getsockname()[1]
         with redis.Redis(port=port) as client, pytest.raises(redis.RedisError):
-            find(client, span(60, clock(), "query"))
+            find(client, span(60, clock(), "query"), {})
         with closing(RemoteTier(f"redis://127.0.0.1:{port}/0")) as remote:
             meter = Meter(remote, now=clock)
             meter.subject("query:f").count("it")
@@ -415,7 +475,7 @@ def test_an_answer_of_the_wrong_shape_is_a_failure_of_redis(
     for execute in (lambda _: [parse(answer)] * len(window), lambda _: [{}]):
         monkeypatch.setattr(redis.client.Pipeline, "execute", execute)
         with pytest.raises(redis.InvalidResponse):
-            find(server, window)
+            find(server, window, {})
 
 
 def test_several_processes_add_up_exactly_although_redis_is_killed_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
