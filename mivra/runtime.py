@@ -29,6 +29,7 @@ from mivra.monitor.evaluator import evaluator
 from mivra.monitor.health import Health
 from mivra.monitor.levels import load_levels
 from mivra.monitor.meter import Meter
+from mivra.monitor.readings import Staleness
 from mivra.monitor.slow import SlowLog
 from mivra.monitor.starts import Starts
 from mivra.monitor.timings import Timings
@@ -97,6 +98,7 @@ class Runtime:
     def _open_cache(self) -> None:
         self.region = Region(self.remote, self.meter, on_load=lambda _name: self.changes.publish("data"))
         self._closing.callback(self.region.close)
+        self.meter.sources.append(Staleness(self.levels, self.region))
         bind(self.region, self.store)
         self._closing.callback(unbind)
         self._coalescer = Coalescer(self.region.announce)

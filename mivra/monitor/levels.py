@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -22,8 +23,8 @@ ALERTS: Final[dict[Severity, tuple[float, int, int]]] = {
 }
 """Burn rate; seconds for which it must last to matter, and over which it must be so still (Google's SRE workbook)."""
 WINDOWS: Final = {"1h": 3_600, "24h": 86_400}
-RECENT_S: Final = 120
-"""What was sampled last is shown for so long: the hour is counted by the minute, of which the last has only begun."""
+RECENT_S: Final = 60
+"""What was sampled last is shown until a whole minute has gone by without a sample."""
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -77,7 +78,8 @@ class Standing:
     share: float | None
     """Good ones of the window."""
     value: float | None
-    """For people, in unit: the share; the time within which as many were as should be; or what was sampled last."""
+    """For people, in unit: the share; the time within which as many were as should be; or, of what each process sampled
+    last, the greatest."""
     unit: str
     met: bool | None
     budget_left: float | None
@@ -116,9 +118,7 @@ def standing(level: Level, meter: Meter) -> Standing:
         for window_s, enough in ((long_s, level.min_events), (short_s, 1)):
             bad = counted(window_s)
             burn[window_s] = level.burn_rate(*bad) if bad[1] >= enough else None
-    value, unit = _shown(
-        level, hour if name or level.window == "1h" else day, share, is_recent=counted(RECENT_S)[1] > 0
-    )
+    value, unit = _shown(level, hour if name or level.window == "1h" else day, share)
     if share is None or total < level.min_events:
         return Standing(level, good, total, share, value, unit, None, None, burn)
     left = max(0.0, 1 - level.burn_rate(good, total))
@@ -134,7 +134,7 @@ def burning(standing: Standing) -> Severity | None:
 
 
 def sample(levels: Iterable[Level], meter: Meter, readings: Mapping[str, float | None]) -> None:
-    """Count each sampled level as good or bad now; without a reading as neither. See Readings."""
+    """Count each sampled level as good or bad now; without a reading as neither. See Readings and Staleness."""
     for level in levels:
         if isinstance(level, Sampled) and (value := readings.get(level.source)) is not None:
             subject = meter.subject(f"level:{level.name}")
@@ -151,11 +151,11 @@ def _counted(level: Level, totals: Totals) -> tuple[int, int]:
     return good, good + bad
 
 
-def _shown(level: Level, reading: Reading, share: float | None, *, is_recent: bool) -> tuple[float | None, str]:
+def _shown(level: Level, reading: Reading, share: float | None) -> tuple[float | None, str]:
     if isinstance(level, Times):
         return reading.total().percentile_ms(level.objective), "ms"
     if isinstance(level, Sampled):
-        # What was counted may be told a moment before what was noted.
-        last = reading.news.get(level.name, {}).get("last")
-        return last.value if last and is_recent else None, level.unit
+        since = datetime.fromtimestamp(reading.buckets[-1].start - RECENT_S, UTC)
+        last = [notes["last"] for notes in reading.notes.get(level.name, ()) if "last" in notes]
+        return max((note.value for note in last if note.at >= since), default=None), level.unit
     return share and share * 100, "%"

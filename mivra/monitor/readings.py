@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,24 +13,23 @@ from mivra.cache.entry import parts
 from mivra.cache.keys import sizes
 from mivra.cache.region import SEEN_S, Region
 from mivra.cache.remote import RemoteTier
+from mivra.monitor.levels import Level, sample
 from mivra.monitor.meter import Meter
 
+SAMPLE_S: Final = 5.0
+"""How often a process samples by itself: as often as the one that acts looks."""
 MINUTE_S: Final = 60
 CEILING: Final = MINUTE_S / INTERVAL_S
 """Reads of one figure with the same arguments in a minute, at most, whatever the trades and the viewers do."""
 
 
 class Readings:
-    """Calling it looks. One for all calls, since it remembers since when a figure is stale."""
+    """Calling it looks: at what is the same for all processes, so that one of them is enough."""
 
-    def __init__(
-        self, meter: Meter, region: Region, remote: RemoteTier, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, meter: Meter, region: Region, remote: RemoteTier) -> None:
         self._meter = meter
         self._region = region
         self._remote = remote
-        self._clock = clock
-        self._stale_since: dict[str, float] = {}
 
     def __call__(self) -> dict[str, float | None]:
         """By what a sampled level names as its source; None where it is not known now."""
@@ -40,7 +40,6 @@ class Readings:
             "queries_per_minute": sum(loads.values()),
             "queries_per_figure": self._per_figure(loads),
             "redis_mb": None if memory is None else memory / 2**20,
-            "staleness_s": self._staleness(),
         }
 
     def _per_figure(self, loads: dict[str, int]) -> float:
@@ -60,7 +59,25 @@ class Readings:
             ages = {key: age_s for key, (_size, age_s) in there.items()}
         return Counter(parts(key)[0] for key, age_s in ages.items() if age_s < MINUTE_S)
 
-    def _staleness(self) -> float | None:
+
+class Staleness:
+    """Samples how stale what this process shows is. One of the meter's sources: each process tells its own."""
+
+    def __init__(
+        self, levels: tuple[Level, ...], region: Region, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._levels = levels
+        self._region = region
+        self._clock = clock
+        self._due = -math.inf
+        self._stale_since: dict[str, float] = {}
+
+    def __call__(self) -> None:
+        if self._clock() >= self._due:
+            self._due = self._clock() + SAMPLE_S
+            sample(self._levels, self._region.meter, {"staleness_s": self.worst()})
+
+    def worst(self) -> float | None:
         """Seconds for which what somebody looks at here should have been read anew, at worst; None without any."""
         now = self._clock()
         held = [one for one in self._region.held() if one.read_at > now - SEEN_S]
