@@ -138,6 +138,7 @@ class Runtime:
                 evaluator(
                     settings,
                     self._control,
+                    levels=self.levels,
                     remote=self.remote,
                     region=self.region,
                     signals=self.signals,

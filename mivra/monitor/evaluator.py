@@ -49,13 +49,20 @@ def conditions(remote: RemoteTier, signals: Signals) -> list[Firing]:
 
 
 def evaluator(
-    settings: Settings, store: Store, *, remote: RemoteTier, region: Region, signals: Signals, listener: Listener
+    settings: Settings,
+    store: Store,
+    *,
+    remote: RemoteTier,
+    region: Region,
+    signals: Signals,
+    listener: Listener,
+    levels: tuple[Level, ...] | None = None,
 ) -> Evaluator:
-    """That of a process with a listener; not started yet. ConfigError for levels that are none."""
+    """That of a process with a listener; not started yet. ConfigError for levels of the settings that are none."""
     return Evaluator(
         store,
         region.meter,
-        load_levels(settings.levels),
+        load_levels(settings.levels) if levels is None else levels,
         lease=listener.lease,
         conditions=lambda: conditions(remote, signals),
         readings=Readings(region.meter, region, remote),
