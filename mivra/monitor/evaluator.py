@@ -165,8 +165,8 @@ class Evaluator:
     def _burning(self) -> list[Firing]:
         found = []
         for level in self._levels:
-            stands = standing(level, self._meter)
-            if severity := burning(stands):
+            if severity := burning(level, self._meter):
+                stands = standing(level, self._meter)
                 rate = max(rate for rate in stands.burn.values() if rate is not None)
                 value = "" if stands.value is None else f"Now {stands.value:.4g} {stands.unit}; "
                 detail = f"{value}its error budget is used up {rate:.1f} times too fast"

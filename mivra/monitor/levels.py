@@ -13,7 +13,6 @@ import msgspec
 
 from mivra.errors import ConfigError
 from mivra.monitor.meter import Meter, Reading
-from mivra.monitor.parts import Totals
 
 Severity = Literal["warning", "critical"]
 
@@ -105,30 +104,31 @@ def load_levels(path: Path | None = None) -> tuple[Level, ...]:
 
 def standing(level: Level, meter: Meter) -> Standing:
     """How it stands now."""
-    kind, name = ("level", level.name) if isinstance(level, Sampled) else (level.source, None)
-    hour, day = (meter.read(window_s, kind) for window_s in WINDOWS.values())
-
-    def counted(last_s: int) -> tuple[int, int]:
-        return _counted(level, (hour if last_s <= hour.window_s else day).total(name, last_s))
-
-    good, total = counted(WINDOWS[level.window])
+    good, total = _last(level, meter, WINDOWS[level.window])
     share = good / total if total else None
-    burn = {}
+    value, unit = _shown(level, meter, share)
+    rates = burn_rates(level, meter)
+    if share is None or total < level.min_events:
+        return Standing(level, good, total, share, value, unit, None, None, rates)
+    left = max(0.0, 1 - level.burn_rate(good, total))
+    return Standing(level, good, total, share, value, unit, share >= level.objective, left, rates)
+
+
+def burn_rates(level: Level, meter: Meter) -> dict[int, float | None]:
+    """See Standing.burn."""
+    rates = {}
     for _, long_s, short_s in ALERTS.values():
         for window_s, enough in ((long_s, level.min_events), (short_s, 1)):
-            bad = counted(window_s)
-            burn[window_s] = level.burn_rate(*bad) if bad[1] >= enough else None
-    value, unit = _shown(level, hour if name or level.window == "1h" else day, share)
-    if share is None or total < level.min_events:
-        return Standing(level, good, total, share, value, unit, None, None, burn)
-    left = max(0.0, 1 - level.burn_rate(good, total))
-    return Standing(level, good, total, share, value, unit, share >= level.objective, left, burn)
+            good, total = _last(level, meter, window_s)
+            rates[window_s] = level.burn_rate(good, total) if total >= enough else None
+    return rates
 
 
-def burning(standing: Standing) -> Severity | None:
+def burning(level: Level, meter: Meter) -> Severity | None:
     """Whether a person is told; None also for a level that is only shown (alert = false)."""
+    rates = burn_rates(level, meter)
     for severity, (rate, *windows) in ALERTS.items():
-        if standing.level.alert and all((standing.burn[window_s] or 0.0) >= rate for window_s in windows):
+        if level.alert and all((rates[window_s] or 0.0) >= rate for window_s in windows):
             return severity
     return None
 
@@ -142,8 +142,9 @@ def sample(levels: Iterable[Level], meter: Meter, readings: Mapping[str, float |
             subject.note("last", value=value)
 
 
-def _counted(level: Level, totals: Totals) -> tuple[int, int]:
-    """The good, and all."""
+def _last(level: Level, meter: Meter, last_s: int) -> tuple[int, int]:
+    """The good of so many seconds until now, and all."""
+    totals = _reading(level, meter, last_s).total(level.name if isinstance(level, Sampled) else None, last_s)
     if isinstance(level, Times):
         return totals.at_most(level.threshold), totals.timed
     names = (level.good, level.bad) if isinstance(level, Ratio) else (("good",), ("bad",))
@@ -151,10 +152,16 @@ def _counted(level: Level, totals: Totals) -> tuple[int, int]:
     return good, good + bad
 
 
-def _shown(level: Level, reading: Reading, share: float | None) -> tuple[float | None, str]:
+def _reading(level: Level, meter: Meter, last_s: int) -> Reading:
+    window_s = WINDOWS["1h"] if last_s <= WINDOWS["1h"] else WINDOWS["24h"]
+    return meter.read(window_s, "level" if isinstance(level, Sampled) else level.source)
+
+
+def _shown(level: Level, meter: Meter, share: float | None) -> tuple[float | None, str]:
     if isinstance(level, Times):
-        return reading.total().percentile_ms(level.objective), "ms"
+        return _reading(level, meter, WINDOWS[level.window]).total().percentile_ms(level.objective), "ms"
     if isinstance(level, Sampled):
+        reading = _reading(level, meter, RECENT_S)
         since = datetime.fromtimestamp(reading.buckets[-1].start - RECENT_S, UTC)
         last = [notes["last"] for notes in reading.notes.get(level.name, ()) if "last" in notes]
         return max((note.value for note in last if note.at >= since), default=None), level.unit

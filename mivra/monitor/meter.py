@@ -77,7 +77,7 @@ class Subject:
             self._drained[what] = answer + 1
         times = [self._times.popleft() for _ in range(len(self._times))]
         counts["total_us"] += round(sum(times) * 1e6)
-        return Part(dict(+counts), len(times), encoded(times), notes)
+        return Part(dict(+counts), len(times), encoded(times) if times else "", notes)
 
 
 class _Subjects(dict[str, Subject]):
