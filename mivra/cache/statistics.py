@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, Literal, get_args
 
 from mivra.logs import masked
@@ -111,7 +110,7 @@ class Statistics:
         """What happened in one of WINDOWS until now; those of this process are in it even if nothing happened."""
         reading = self._meter.read(window_s, "cache")
         names = sorted({*self.names, *reading.names})
-        trend = _trend(reading, reading.whole)
+        trend = tuple(_point(bucket.at, found.whole) for bucket, found in reading.found.items())
         return Report(window_s, reading.shared, tuple(_function(name, reading) for name in names), trend)
 
 
@@ -128,14 +127,10 @@ def _function(name: str, reading: Reading) -> FunctionStatistics:
         last_load=news["last"].at if "last" in news else None,
         last_error=error and error.text,
         last_error_at=error and error.at,
-        trend=_trend(reading, [part.get(name, Totals()) for part in reading.parts]),
+        trend=tuple(_point(bucket.at, found.parts.get(name, Totals())) for bucket, found in reading.found.items()),
     )
 
 
-def _trend(reading: Reading, parts: Iterable[Totals]) -> tuple[Point, ...]:
-    times = (datetime.fromtimestamp(bucket.start, UTC) for bucket in reading.buckets)
-    return tuple(_point(at, part.counts, part.timed) for at, part in zip(times, parts, strict=True))
-
-
-def _point(at: datetime, counts: Counter[str], loads: int) -> Point:
-    return Point(at, sum(counts[outcome] for outcome in OUTCOMES), counts["fresh"] + counts["stale"], loads)
+def _point(at: datetime, found: Totals) -> Point:
+    counts = found.counts
+    return Point(at, sum(counts[outcome] for outcome in OUTCOMES), counts["fresh"] + counts["stale"], found.timed)

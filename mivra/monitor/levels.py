@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -162,7 +162,7 @@ def _shown(level: Level, meter: Meter, share: float | None) -> tuple[float | Non
         return _reading(level, meter, WINDOWS[level.window]).total().percentile_ms(level.objective), "ms"
     if isinstance(level, Sampled):
         reading = _reading(level, meter, RECENT_S)
-        since = datetime.fromtimestamp(reading.buckets[-1].start - RECENT_S, UTC)
+        since = max(reading.found).at - timedelta(seconds=RECENT_S)
         last = [notes["last"] for notes in reading.notes.get(level.name, ()) if "last" in notes]
         return max((note.value for note in last if note.at >= since), default=None), level.unit
     return share and share * 100, "%"

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +37,10 @@ class Bucket(NamedTuple):
     window_s: int
     start: int
     kind: str
+
+    @property
+    def at(self) -> datetime:
+        return datetime.fromtimestamp(self.start, UTC)
 
     @property
     def key(self) -> str:
@@ -89,20 +94,6 @@ class Reading:
     """Of the last day, by name: of each process, by what was noted."""
     _known: dict[tuple[str | None, int], Totals] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
-    def buckets(self) -> list[Bucket]:
-        return list(self.found)
-
-    @property
-    def parts(self) -> list[dict[str, Totals]]:
-        """By name, one a bucket."""
-        return [one.parts for one in self.found.values()]
-
-    @property
-    def whole(self) -> list[Totals]:
-        """All subjects together, one a bucket."""
-        return [one.whole for one in self.found.values()]
-
     @cached_property
     def news(self) -> dict[str, dict[str, Note]]:
         """By name and what was noted, of the last day."""
@@ -110,7 +101,7 @@ class Reading:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted({*self.notes, *itertools.chain.from_iterable(self.parts)}))
+        return tuple(sorted({*self.notes, *itertools.chain.from_iterable(one.parts for one in self.found.values())}))
 
     def total(self, name: str | None = None, last_s: int | None = None) -> Totals:
         """Of one subject or of all, in the whole window or in its last seconds: in so many buckets, the last begun."""

@@ -113,9 +113,9 @@ class Timings:
 def report(meter: Meter, window_s: int, *, own: bool = False) -> QueryReport:
     """What the database was asked in one of the meter's WINDOWS."""
     reading = meter.read(window_s, "query", own=own)
-    times = (datetime.fromtimestamp(bucket.start, UTC) for bucket in reading.buckets)
     functions = [_function(name, reading.total(name), reading.news.get(name, {})) for name in reading.names]
-    return _report(window_s, reading.shared, functions, reading.total(), zip(times, reading.whole, strict=True))
+    trend = ((bucket.at, found.whole) for bucket, found in reading.found.items())
+    return _report(window_s, reading.shared, functions, reading.total(), trend)
 
 
 def of_history(hours: Hours) -> QueryReport:
@@ -132,8 +132,8 @@ def write_history(meter: Meter, store: Store, hour: datetime) -> None:
     rows, since = [], hour.timestamp()
     for kind in KINDS:
         reading = meter.read(86_400, kind)
-        quarters = zip(reading.buckets, reading.parts, strict=True)
-        parts = [part for bucket, part in quarters if since <= bucket.start < since + HOUR_S]
+        quarters = reading.found.items()
+        parts = [found.parts for bucket, found in quarters if since <= bucket.start < since + HOUR_S]
         for name in reading.names:
             total = Totals(part[name] for part in parts if name in part)
             if total.parts:

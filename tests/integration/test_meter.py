@@ -20,7 +20,7 @@ import redis
 from mivra.cache.remote import RemoteTier
 from mivra.errors import StoreUnavailable
 from mivra.monitor import meter as metering
-from mivra.monitor.meter import WINDOWS, Bucket, Meter, span
+from mivra.monitor.meter import WINDOWS, Bucket, Meter, Reading, Totals, span
 from mivra.monitor.reading import DAY_S, KEYS, NEWS_S, find
 from mivra.monitor.timings import KINDS, history, of_history, write_history
 from mivra.store.base import Call
@@ -86,6 +86,11 @@ def processes(lines: list[Line], clock: Clock, monkeypatch: pytest.MonkeyPatch) 
     return [Meter(line, now=clock) for line in lines]
 
 
+def parts(reading: Reading) -> list[dict[str, Totals]]:
+    """Bucket by bucket, by name."""
+    return [found.parts for found in reading.found.values()]
+
+
 def sums(meter: Meter) -> list[tuple[bool, int, int]]:
     """Of each window: whether it is everybody's, how often it was counted and timed."""
     readings = [meter.read(window_s, "query") for window_s in WINDOWS]
@@ -110,8 +115,8 @@ def test_processes_are_added_up(processes: list[Meter], clock: Clock, window_s: 
     for share in (0.01, 0.5, 0.95, 0.99):
         assert total.percentile_ms(share) == pytest.approx(math.ceil(200 * share), rel=0.01)
     assert total.at_most(0.150) == pytest.approx(150, abs=2)
-    assert [sum(part.values(), 0) for part in ({n: t.counts["it"] for n, t in p.items()} for p in reading.parts)] == [
-        *[0] * (len(reading.parts) - 1),
+    assert [sum(part.values(), 0) for part in ({n: t.counts["it"] for n, t in p.items()} for p in parts(reading))] == [
+        *[0] * (len(reading.found) - 1),
         301,
     ]
     assert second.read(window_s, "query").total("f").counts == total.counts
@@ -146,12 +151,12 @@ def test_an_outage_loses_nothing_doubles_nothing_and_moves_nothing_to_another_ti
         assert not first.flush()
         clock.seconds += 5
     assert sums(first) == [(False, 5, 5)] * 3
-    assert [part["f"].counts["it"] for part in first.read(60, "query").parts[-6:-1]] == [1] * 5
+    assert [part["f"].counts["it"] for part in parts(first.read(60, "query"))[-6:-1]] == [1] * 5
     assert sums(second) == [(True, 1, 0)] * 3
     lines[0].cut_for = 0
     assert first.flush()
     assert sums(first) == sums(second) == [(True, 6, 5)] * 3
-    assert [part["f"].counts["it"] for part in second.read(60, "query").parts[-6:-1]] == [2, 1, 1, 1, 1]
+    assert [part["f"].counts["it"] for part in parts(second.read(60, "query"))[-6:-1]] == [2, 1, 1, 1, 1]
 
 
 def test_a_process_that_cannot_write_tells_all_that_it_counted_itself(
@@ -345,7 +350,8 @@ def test_who_was_cut_off_is_heard_of_minutes_that_are_over(
     for window_s in (3600, DAY_S):
         total = first.read(window_s, "query").total()
         assert (total.at_most(0.5), total.at_most(0.4)) == (6, 0)
-        assert [each.timed for each in first.read(window_s, "query").whole if each.timed] == [2, 2, 2]
+        found = first.read(window_s, "query").found.values()
+        assert [each.whole.timed for each in found if each.whole.timed] == [2, 2, 2]
 
 
 def test_who_died_between_counts_and_stamp_is_not_missed_by_the_next_write(

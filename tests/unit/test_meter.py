@@ -89,7 +89,7 @@ def together(work: Callable[[], object], meanwhile: Callable[[], object], times:
 
 def counts(reading: Reading, what: str = "it") -> list[int]:
     """Bucket by bucket."""
-    return [sum(total.counts[what] for total in part.values()) for part in reading.parts]
+    return [sum(total.counts[what] for total in found.parts.values()) for found in reading.found.values()]
 
 
 @pytest.mark.usefixtures("restless")
@@ -165,7 +165,7 @@ def test_a_count_is_in_a_window_for_as_long_as_it_is_and_not_longer(
 @pytest.mark.parametrize(("window_s", "step"), WINDOWS.items())
 def test_a_window_without_anything_has_all_its_buckets(alone: Meter, window_s: int, step: int) -> None:
     reading = alone.read(window_s, "query")
-    begins = [bucket.start for bucket in reading.buckets]
+    begins = [bucket.start for bucket in reading.found]
     assert begins == list(range(int(MIDNIGHT) + step - window_s, int(MIDNIGHT) + step, step))
     assert (reading.window_s, reading.shared, reading.names, reading.news) == (window_s, False, (), {})
     assert (reading.total().timed, reading.total("f").percentile_ms(0.5), reading.total().at_most(1)) == (0, None, 0)
