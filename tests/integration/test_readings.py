@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from mivra import analytics, config, runtime
 from mivra.cache.entry import Spec
 from mivra.cache.region import SEEN_S, Region
 from mivra.errors import StoreUnavailable
 from mivra.monitor.levels import Standing, load_levels, standing
 from mivra.monitor.readings import CEILING, SAMPLE_S, Readings, Staleness
 from tests.house import House, idle
+from tests.pgbouncer import pooler_environ
 from tests.servers import Process
 from tests.support import wait_until
 
@@ -212,3 +215,13 @@ def test_a_process_that_is_gone_is_not_shown_for_long(house: House, valkey: Proc
     assert stands(house, acting).value == 0
     house.clock.ahead += 120
     assert stands(house, acting).value is None
+
+
+def test_a_dashboard_samples_what_it_shows(database_url: str, valkey: Process, tmp_path: Path) -> None:
+    environ = {"DATABASE_URL": database_url, "REDIS_URL": valkey.url, "MIVRA_HOME": str(tmp_path)}
+    here = runtime.start(config.load(environ | pooler_environ(database_url)))
+    try:
+        analytics.dashboard_metrics()
+        wait_until(lambda: "level:staleness" in here.meter.totals())
+    finally:
+        runtime.stop()
