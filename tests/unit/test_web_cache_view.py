@@ -20,6 +20,7 @@ from mivra.monitor.meter import WINDOWS
 from mivra.web import cache_keys, cache_view, deeds, tables
 from mivra.web.columns import CACHE, CACHE_AUDIT, words
 
+EVERY = (*analytics.FIGURES, analytics.bots_today, analytics.trade_stats)
 GOAL, MEMORY = cache_view.goals(())
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 UP = RedisState(configured=True, available=True, detail="valkey 9", used_memory=1, max_memory=0, evicted=0)
@@ -45,7 +46,7 @@ def line(one: FunctionStatistics) -> cache_view.Line:
 
 def test_every_cached_function_is_listed_and_an_unread_one_has_no_hit_rate() -> None:
     rows = cache_view.lines([], [], GOAL)
-    assert {row.name for row in rows} == {name for name in analytics.__all__ if name.islower()}
+    assert {row.name for row in rows} == {figure.spec.name for figure in EVERY}
     assert {(row.counted, row.target, tuple(row.trend)) for row in rows} == {(None, "Not read", ())}
 
 
