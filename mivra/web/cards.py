@@ -45,26 +45,11 @@ def card(
     )
 
 
-def amount(
-    label: str,
-    value: Decimal,
-    term: str,
-    currency: str,
-    *,
-    before: Decimal | None = None,
-    trend: Sequence[Decimal] = (),
-    chart: Literal["bar", "area"] = "area",
-) -> None:
+def amount(label: str, value: Decimal, term: str, currency: str, *, before: Decimal | None = None, **look: Any) -> None:
     """A card of money, shortened where it is long."""
-    card(
-        label,
-        fmt.short_money(value, currency),
-        term,
-        exact=fmt.money(value, currency),
-        change=None if before is None else fmt.short_money(value - before, currency),
-        trend=trend,
-        chart=chart,
-    )
+    change = None if before is None else fmt.short_money(value - before, currency)
+    exact = fmt.money(value, currency)
+    card(label, fmt.short_money(value, currency), term, exact=exact, change=change, **look)
 
 
 def _text(words: str) -> str:

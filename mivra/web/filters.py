@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import streamlit as st
 
@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 PERIODS: Final = {"7d": 7, "30d": 30, "90d": 90}
 """Reporting days with today, by what the URL and the control say."""
+
+IN_URL: Final[dict[str, Any]] = {"bind": "query-params", "label_visibility": "collapsed"}
 
 ACCOUNTS: Final[dict[str, AccountType]] = {"Real": "real", "Demo": "demo"}
 
@@ -30,6 +32,11 @@ class Filter:
         """The period in words."""
         return f"last {self.days} days"
 
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"{self.account}_{self.days}d"
+
 
 def draw(*, visible: bool) -> None:
     """The two controls; drawn on every page, seen or not: what is not drawn, Streamlit forgets."""
@@ -43,16 +50,14 @@ def draw(*, visible: bool) -> None:
 
 def choice(label: str, key: str, options: Mapping[str, T], default: str) -> T:
     """One of a few, kept in the URL; anything else in the URL is the default."""
-    chosen = st.segmented_control(
-        label,
-        list(options),
-        default=default,
-        required=True,
-        key=key,
-        bind="query-params",
-        label_visibility="collapsed",
-    )
+    chosen = st.segmented_control(label, list(options), default=default, required=True, key=key, **IN_URL)
     return options[chosen or default]
+
+
+def one_of(label: str, key: str, options: Mapping[str, str], **look: Any) -> str:
+    """One of many: what the URL calls each, and the words for it."""
+    look |= IN_URL | {"format_func": lambda name: options.get(name, name)}
+    return str(st.selectbox(label, list(options), key=key, **look))
 
 
 def current() -> Filter:

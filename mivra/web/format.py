@@ -33,6 +33,11 @@ def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}"
 
 
+def counted(number: int | None, noun: str) -> str:
+    """A number of things: 1 bot, 2 bots."""
+    return f"{count(number)} {noun if number == 1 else f'{noun}s'}"
+
+
 def money(value: Decimal | None, currency: str) -> str:
     """An amount to the hundredth, the sign before the currency."""
     return DASH if value is None else _signed(value, currency, f"{abs(value):,.2f}")
@@ -64,9 +69,9 @@ def percent(share: Decimal | float | None, digits: int = 2) -> str:
     return DASH if share is None else f"{share * 100:,.{digits}f}%"
 
 
-def points(change: Decimal | None) -> str | None:
-    """A difference of two shares in percentage points, signed."""
-    return None if change is None else f"{change * 100:+.2f} pp"
+def points(share: Decimal | None, before: Decimal | None) -> str | None:
+    """The change of a share in percentage points, signed."""
+    return None if share is None or before is None else f"{(share - before) * 100:+.2f} pp"
 
 
 def age(seconds: float | None) -> str:

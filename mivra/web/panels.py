@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeVar
 
+import plotly.graph_objects as go
 import streamlit as st
 
 from mivra import analytics
@@ -18,10 +19,10 @@ from mivra.analytics import Deployment
 from mivra.cache import CachedFunction, Read
 from mivra.control.bots import BotBoard
 from mivra.errors import MivraError, StoreTimeout, StoreUnavailable
+from mivra.web import charts, filters, tables
 from mivra.web import format as fmt
-from mivra.web import tables
 from mivra.web.definitions import define
-from mivra.web.tables import File
+from mivra.web.tables import Column, File
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,10 +31,9 @@ REPLAY_S = 600
 """How long a drawn body is kept for the next viewer; its data's version decides before that."""
 
 REPLAYS = 64
-"""Bodies kept per panel: three periods, two account types, and some versions."""
-
-replayed: Final = st.cache_data(ttl=REPLAY_S, max_entries=REPLAYS, show_spinner=False)
-"""Draws a body once a version of its data, and again for every viewer from the copy; no widgets inside."""
+"""Kept of one panel: three periods, two account types, and some versions."""
+PANELS = 16
+"""So many have drawn bodies."""
 
 
 @dataclass(slots=True)
@@ -65,11 +65,9 @@ def begin() -> Looks:
 
 
 def _deployment() -> Deployment | None:
-    try:
+    with contextlib.suppress(MivraError):  # The page's own figures say what is wrong.
         return analytics.deployment()
-    except MivraError:
-        # The page's own figures say what is wrong.
-        return None
+    return None
 
 
 def refresh() -> None:
@@ -103,16 +101,79 @@ def zone_and_currency() -> tuple[str, str]:
     return (deployment.timezone, deployment.currency) if deployment else ("UTC", "USD")
 
 
+def attempt(read: Callable[[], T], name: str) -> T | None:
+    """What is read, though it is no cached figure; or None, with the reason and the way out on the page."""
+    try:
+        return read()
+    except MivraError as error:
+        failed(error, name)
+        return None
+
+
+@contextmanager
+def box(title: str, help_text: str, **options: Any) -> Iterator[None]:
+    """Bordered, with a heading that says what it shows."""
+    with st.container(border=True, **options):
+        st.subheader(title, anchor=False, help=help_text)
+        yield
+
+
 @contextmanager
 def panel(title: str, term: str, found: Read[Any], file: File | None = None) -> Iterator[None]:
-    """A bordered box: heading with the term's definition, the body, what moment it is of, and its rows as a file."""
-    with st.container(border=True, height="stretch"):
-        st.subheader(title, anchor=False, help=define(term))
+    """A box of a figure: the term's definition, the body, what moment it is of, and its rows as a file."""
+    with box(title, define(term), height="stretch"):
         yield
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             as_of(found)
             if file:
                 tables.download(file)
+
+
+@st.cache_data(ttl=REPLAY_S, max_entries=PANELS * REPLAYS, show_spinner=False)
+def _replayed(key: str, drawn_from: object, _draw: Callable[[], None]) -> None:
+    _draw()
+
+
+def replay(key: str, found: Read[Any], draw: Callable[[], None], *of: object) -> None:
+    """Draw a body once a version of its data, and again for every viewer from the copy; no widgets inside.
+
+    The key is this body's alone; of is what else it is drawn from, the filter and the deployment apart.
+    """
+    _replayed(key, (found.version, filters.current(), zone_and_currency(), of), draw)
+
+
+def chart(
+    key: str, title: str, term: str, found: Read[Any], figure: Callable[[], go.Figure] | None, *, alt: str = ""
+) -> None:
+    """A panel with a chart, None where nothing was traded; alt says what it shows, where the title does not."""
+    with panel(title, term, found):
+        if figure:
+            words = f"{alt or title}, {filters.current().period}"
+            replay(key, found, lambda: charts.draw(figure(), key, words))
+        else:
+            no_trades()
+
+
+def table(
+    key: str, title: str, term: str, found: Read[Any], rows: Sequence[Any], *, columns: Sequence[Column], file: str = ""
+) -> None:
+    """A panel with a table, and its rows as a file if that has a name."""
+    _, currency = zone_and_currency()
+    with panel(title, term, found, File(file, rows, columns) if file and rows else None):
+        if rows:
+            replay(key, found, lambda: tables.draw(rows, columns, key=key, currency=currency))
+        else:
+            no_trades()
+
+
+def listed(name: str, read: Callable[[], Sequence[Any]], columns: Sequence[Column], nothing: tuple[str, str]) -> None:
+    """Rows that are no cached figure, as a table and a file; or why there are none."""
+    rows = attempt(read, name)
+    if rows:
+        tables.draw(rows, columns, key=f"{name}_table", zone=zone_and_currency()[0])
+        tables.download(File(name, rows, columns))
+    elif rows is not None:
+        empty(*nothing)
 
 
 def as_of(found: Read[Any]) -> None:
@@ -149,10 +210,11 @@ def empty(sentence: str, next_step: str) -> None:
         st.space("small")
 
 
-def no_trades(period: str, account: str) -> None:
+def no_trades() -> None:
     """The face of every figure of trades without trades."""
+    chosen = filters.current()
     empty(
-        f"No settled {account} trades in the {period}.",
+        f"No settled {chosen.account} trades in the {chosen.period}.",
         "Choose a longer period, start a bot, or bring trades in: `python -m mivra import trades.csv`",
     )
 

@@ -39,8 +39,9 @@ def test_an_amount_on_a_card_is_shortened_from_100_000_on(value: str, text: str)
 
 def test_shares_are_per_cent_and_their_change_is_in_points() -> None:
     assert fmt.percent(Decimal("0.5234")) == "52.34%"
-    assert fmt.points(Decimal("-0.0123")) == "-1.23 pp"
-    assert fmt.points(Decimal("0.0123")) == "+1.23 pp"
+    assert fmt.points(Decimal("0.0400"), Decimal("0.0523")) == "-1.23 pp"
+    assert fmt.points(Decimal("0.0523"), Decimal("0.0400")) == "+1.23 pp"
+    assert fmt.points(None, Decimal("0.0400")) is None
 
 
 @pytest.mark.parametrize(
