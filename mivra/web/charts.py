@@ -29,6 +29,9 @@ ROW_PX: Final = 26
 NAME_LENGTH: Final = 20
 """Characters of a name beside its bar."""
 
+HATCHED: Final = {"fgcolor": "#ffffff", "fillmode": "overlay", "size": 6}
+LEGEND: Final = {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0}
+
 _CONFIG: Final = {"displayModeBar": False, "responsive": True}
 
 
@@ -39,10 +42,11 @@ def draw(figure: go.Figure, key: str, alt: str) -> None:
 
 def revenue(days: Sequence[RevenueDay], currency: str) -> go.Figure:
     """Net revenue a day: bars, the losing days hatched."""
+    net = [day.net_revenue for day in days]
     bars = go.Bar(
         x=[day.day for day in days],
-        y=[float(day.net_revenue) for day in days],
-        marker=_signed([day.net_revenue for day in days]),
+        y=[float(value) for value in net],
+        marker=_signed(net),
         customdata=[
             [money(day.net_revenue, currency), money(day.volume, currency), percent(day.margin)] for day in days
         ],
@@ -54,30 +58,11 @@ def revenue(days: Sequence[RevenueDay], currency: str) -> go.Figure:
 
 def growth(days: Sequence[GrowthDay]) -> go.Figure:
     """Sign-ups a day as bars, all users as a line with its own axis."""
-    x = [day.day for day in days]
-    signups = go.Bar(
-        x=x, y=[day.signups for day in days], name="Sign-ups", marker={"color": BLUE}, hovertemplate="%{y:,}"
-    )
-    users = go.Scatter(
-        x=x,
-        y=[day.cumulative_users for day in days],
-        name="All users",
-        yaxis="y2",
-        mode="lines",
-        line={"color": AMBER, "width": 2.5},
-        hovertemplate="%{y:,}",
-    )
-    right = {"overlaying": "y", "side": "right", "showgrid": False, "tickformat": ",d", "rangemode": "tozero"}
-    left = {"tickformat": ",d", "rangemode": "tozero", "gridcolor": GRID}
-    return _figure(
-        [signups, users],
-        yaxis=left,
-        yaxis2=right,
-        hovermode="x unified",
-        showlegend=True,
-        legend=_legend(),
-        bargap=0.25,
-    )
+    x, signups = [day.day for day in days], [day.signups for day in days]
+    bars = go.Bar(x=x, y=signups, name="Sign-ups", marker={"color": BLUE}, hovertemplate="%{y:,}")
+    line = {"mode": "lines", "line": {"color": AMBER, "width": 2.5}, "hovertemplate": "%{y:,}"}
+    users = go.Scatter(x=x, y=[day.cumulative_users for day in days], name="All users", yaxis="y2", **line)
+    return _in_time([bars, users], {"tickformat": ",d"})
 
 
 def load(points: Sequence[Point], zone: str) -> go.Figure:
@@ -85,30 +70,12 @@ def load(points: Sequence[Point], zone: str) -> go.Figure:
     # The browser draws the hours that stand there, whatever their offset.
     x = [point.at.astimezone(ZoneInfo(zone)) for point in points]
     done = go.Bar(x=x, y=[point.calls - point.errors for point in points], name="Calls", marker={"color": BLUE})
-    hatched = {"color": AMBER, "pattern": {"shape": "/", "fgcolor": "#ffffff", "fillmode": "overlay", "size": 6}}
+    hatched = {"color": AMBER, "pattern": HATCHED | {"shape": "/"}}
     failed = go.Bar(x=x, y=[point.errors for point in points], name="Errors", marker=hatched)
-    p95 = go.Scatter(
-        x=x,
-        y=[point.p95_ms for point in points],
-        name="p95",
-        yaxis="y2",
-        mode="lines+markers",
-        line={"color": TEAL, "width": 2},
-        marker={"size": 4},
-        hovertemplate="%{y:,.1f} ms",
-    )
-    right = {"overlaying": "y", "side": "right", "showgrid": False, "ticksuffix": " ms", "rangemode": "tozero"}
-    right |= {"tickmode": "auto", "nticks": 5}
-    return _figure(
-        [done, failed, p95],
-        yaxis={"tickformat": ",d", "rangemode": "tozero", "gridcolor": GRID},
-        yaxis2=right,
-        barmode="stack",
-        hovermode="x unified",
-        showlegend=True,
-        legend=_legend() | {"traceorder": "normal"},
-        bargap=0.25,
-    )
+    line = {"mode": "lines+markers", "line": {"color": TEAL, "width": 2}, "marker": {"size": 4}}
+    times = [point.p95_ms for point in points]
+    p95 = go.Scatter(x=x, y=times, name="p95", yaxis="y2", hovertemplate="%{y:,.1f} ms", **line)
+    return _in_time([done, failed, p95], {"ticksuffix": " ms", "tickmode": "auto", "nticks": 5}, barmode="stack")
 
 
 def users(ranked: Sequence[RankedUser], figure: str, currency: str) -> go.Figure:
@@ -154,7 +121,7 @@ def win_rates(assets: Sequence[Asset]) -> go.Figure:
     ]
     order = {"categoryorder": "array", "categoryarray": [asset.asset for asset in shown]}
     xaxis = {"tickformat": ".0%", "gridcolor": GRID}
-    return _named(marks, len(shown), order, xaxis=xaxis, showlegend=True, legend=_legend())
+    return _named(marks, len(shown), order, xaxis=xaxis, showlegend=True, legend=LEGEND)
 
 
 def _marks(assets: Sequence[Asset], name: str, field: str, symbol: str, colour: str) -> go.Scatter:
@@ -172,12 +139,7 @@ def _marks(assets: Sequence[Asset], name: str, field: str, symbol: str, colour: 
 
 def _signed(values: Sequence[Decimal]) -> dict[str, Any]:
     """Blue bars; those below zero amber and hatched."""
-    hatched = {
-        "shape": ["/" if value < 0 else "" for value in values],
-        "fgcolor": "#ffffff",
-        "fillmode": "overlay",
-        "size": 6,
-    }
+    hatched = HATCHED | {"shape": ["/" if value < 0 else "" for value in values]}
     return {"color": [AMBER if value < 0 else BLUE for value in values], "pattern": hatched}
 
 
@@ -192,13 +154,17 @@ def _money_axis(currency: str) -> dict[str, Any]:
     return axis | {"tickformat": "~s", "tickprefix": SYMBOLS.get(currency, f"{currency} ")}
 
 
-def _legend() -> dict[str, Any]:
-    return {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0}
+def _in_time(data: list[Any], right: dict[str, Any], **layout: Any) -> go.Figure:
+    """Bars counted on the left, and a line with its own axis on the right."""
+    axis = {"overlaying": "y", "side": "right", "showgrid": False, "rangemode": "tozero"} | right
+    counted = {"tickformat": ",d", "rangemode": "tozero", "gridcolor": GRID}
+    layout |= {"hovermode": "x unified", "showlegend": True, "legend": LEGEND | {"traceorder": "normal"}}
+    return _figure(data, yaxis=counted, yaxis2=axis, bargap=0.25, **layout)
 
 
-def _named(data: list[Any], rows: int, order: dict[str, Any] | None = None, **layout: Any) -> go.Figure:
+def _named(data: list[Any], rows: int, order: dict[str, Any], **layout: Any) -> go.Figure:
     """A chart with one named line a row, the first on top."""
-    names = {"autorange": "reversed", "automargin": True, "gridcolor": GRID, "ticksuffix": "  "} | (order or {})
+    names = {"autorange": "reversed", "automargin": True, "gridcolor": GRID, "ticksuffix": "  "} | order
     return _figure(data, height=max(HEIGHT_PX, ROW_PX * rows + 70), yaxis=names, **layout)
 
 

@@ -162,11 +162,7 @@ INDEXES: Final = (
     Column("Table", "text", lambda r: r.table_name),
     Column("Size", "bytes", lambda r: r.bytes),
     Column("Used", "count", lambda r: r.scans, "indexes"),
-    Column(
-        "Why",
-        "note",
-        lambda r: f"{r.covered_by} begins with its columns" if r.covered_by else "Not used yet",
-    ),
+    Column("Why", "note", lambda r: f"{r.covered_by} begins with its columns" if r.covered_by else "Not used yet"),
 )
 
 LEVELS: Final = (

@@ -76,7 +76,6 @@ DEFINITIONS: Final = {
     "Warning: 6 times over 6 h and 30 min.",
     "silence": "While it lasts no message is sent of an alert; it is shown all the same, and told if it outlasts it.",
     "told": "When the message of it reached the webhook.",
-    "as of": "When the data was read from the database, not when it was drawn.",
 }
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 import pandas as pd
@@ -14,24 +15,8 @@ import streamlit as st
 
 from mivra.web.definitions import define
 
-Kind = Literal[
-    "text",
-    "note",
-    "long",
-    "count",
-    "money",
-    "percent",
-    "bar",
-    "day",
-    "time",
-    "milliseconds",
-    "seconds",
-    "age",
-    "bytes",
-    "trend",
-    "number",
-    "factor",
-]
+Words = Literal["text", "note", "long", "day", "time", "trend"]
+Numbers = Literal["count", "money", "percent", "bar", "milliseconds", "seconds", "age", "bytes", "number", "factor"]
 
 T = TypeVar("T")
 
@@ -45,6 +30,13 @@ _NUMBER_FORMATS: Final = {
     "bytes": "bytes",
     "number": "%,.4g",
     "factor": "%,.1f x",
+}
+_WORDS: Final[dict[str, Callable[..., Any]]] = {
+    "text": st.column_config.TextColumn,
+    "note": partial(st.column_config.TextColumn, width="medium"),
+    "long": partial(st.column_config.TextColumn, width="large"),
+    "day": partial(st.column_config.DateColumn, format="YYYY-MM-DD"),
+    "trend": partial(st.column_config.LineChartColumn, y_min=0, y_max=1, width="small"),
 }
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 """A cell that begins so is run as a formula by spreadsheets."""
@@ -62,19 +54,13 @@ class Column:
     """One column: how its value is found in a row, how it is written, and the glossary's term for it."""
 
     title: str
-    kind: Kind
+    kind: Words | Numbers
     value: Callable[[Any], object]
     term: str | None = None
 
 
 def draw(
-    rows: Sequence[Any],
-    columns: Sequence[Column],
-    *,
-    key: str,
-    currency: str = "",
-    zone: str = "UTC",
-    **options: Any,
+    rows: Sequence[Any], columns: Sequence[Column], *, key: str, currency: str = "", zone: str = "UTC", **options: Any
 ) -> Any:
     """A sortable table; money and shares are floats here and nowhere earlier."""
     return st.dataframe(
@@ -111,15 +97,8 @@ def choose(
         st.session_state[key] = [names[index] for index in st.session_state[place]["selection"]["rows"]]
         on_choice(st.session_state[key])
 
-    state = draw(
-        rows,
-        columns,
-        key=place,
-        on_select=note,
-        selection_mode=mode,
-        selection_default={"selection": {"rows": before}},
-        **options,
-    )
+    options |= {"on_select": note, "selection_mode": mode, "selection_default": {"selection": {"rows": before}}}
+    state = draw(rows, columns, key=place, **options)
     chosen = [index for index in state["selection"]["rows"] if index < len(rows)]
     st.session_state[key] = [names[index] for index in chosen]
     return [rows[index] for index in chosen]
@@ -147,21 +126,14 @@ def _drawn(value: object) -> object:
 
 def _config(column: Column, rows: Sequence[Any], currency: str, zone: str) -> Any:
     title, text = column.title, column.term and define(column.term)
+    if column.kind in _WORDS:
+        return _WORDS[column.kind](title, help=text)
+    if column.kind == "time":
+        return st.column_config.DatetimeColumn(title, help=text, format="YYYY-MM-DD HH:mm:ss", timezone=zone)
     pattern = _NUMBER_FORMATS.get(column.kind) or _CURRENCY_FORMATS.get(currency, f"{currency} %,.2f")
-    match column.kind:
-        case "bar":
-            largest = max((float(str(column.value(row) or 0)) for row in rows), default=0.0)
-            return st.column_config.ProgressColumn(title, help=text, format=pattern, max_value=largest or 1.0)
-        case "day":
-            return st.column_config.DateColumn(title, help=text, format="YYYY-MM-DD")
-        case "time":
-            return st.column_config.DatetimeColumn(title, help=text, format="YYYY-MM-DD HH:mm:ss", timezone=zone)
-        case "note" | "long":
-            return st.column_config.TextColumn(title, help=text, width="medium" if column.kind == "note" else "large")
-        case "text":
-            return st.column_config.TextColumn(title, help=text)
-        case "trend":
-            return st.column_config.LineChartColumn(title, help=text, y_min=0, y_max=1, width="small")
+    if column.kind == "bar":
+        largest = max((float(str(column.value(row) or 0)) for row in rows), default=0.0)
+        return st.column_config.ProgressColumn(title, help=text, format=pattern, max_value=largest or 1.0)
     return st.column_config.NumberColumn(title, help=text, format=pattern)
 
 
