@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Final
 
 import streamlit as st
@@ -13,64 +11,21 @@ import streamlit as st
 from mivra import analytics, runtime
 from mivra.cache import CachedFunction
 from mivra.cache.entry import VALUES, Spec, parts
-from mivra.cache.inspector import KEYS_SHOWN, Action, Key
+from mivra.cache.inspector import KEYS_SHOWN, Inspector, Key
 from mivra.errors import MivraError
 from mivra.logs import masked
-from mivra.web import access, deeds, panels, tables
+from mivra.web import access, deeds, filters, panels, tables
 from mivra.web import format as fmt
 from mivra.web.columns import CACHE_KEYS, words
 from mivra.web.deeds import Deed, Said
 from mivra.web.definitions import define
-from mivra.web.sessions import Role
 
 ALL: Final = "all"
-FLUSH_WORD: Final = "flush"
 SIZES_S: Final = 10
 """Where a moment ago is as good as now, Redis is asked for all keys at most this often, whoever looks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Face:
-    """How a deed is offered, and what it will do."""
-
-    label: str
-    icon: str
-    consequence: str
-
-
-FACES: Final[dict[Action, Face]] = {
-    "refresh": Face(
-        "Refresh key",
-        ":material/refresh:",
-        "It is read from the database now, once for all viewers. Until then they see the present value.",
-    ),
-    "make_stale": Face(
-        "Make group stale",
-        ":material/history:",
-        "All figures of the group are read from the database anew: now where somebody looks, else when somebody does. "
-        "Until then the present values are shown.",
-    ),
-    "delete": Face(
-        "Delete keys",
-        ":material/delete:",
-        "The keys are removed from Redis and from every process. "
-        "The next viewer of each waits for the database, and sees nothing while that is away.",
-    ),
-    "flush": Face(
-        "Flush",
-        ":material/delete_forever:",
-        "**Every** figure is removed from Redis and from every process. "
-        "The next viewer of each waits for the database, and sees nothing while that is away.",
-    ),
-}
-
-NEEDS: Final[dict[Action, Role]] = {
-    "refresh": "operator",
-    "make_stale": "operator",
-    "delete": "admin",
-    "flush": "admin",
-}
-"""As SQL: record_audit has it, which refuses the rest."""
+NEXT_VIEWER: Final = "The next viewer of each waits for the database, and sees nothing while that is away."
 
 
 def specs() -> list[Spec]:
@@ -93,10 +48,10 @@ def kept() -> tuple[Key, ...]:
 def keys() -> None:
     """The keys of one function or of all, the chosen one in detail, and what may be done to them."""
     here = runtime.current()
-    with st.container(border=True):
-        st.subheader("Keys", anchor=False, help=define("cache keys"))
+    with panels.box("Keys", define("cache keys")):
         with st.container(horizontal=True, vertical_alignment="center"):
-            function = _function()
+            figures = {ALL: "All figures"} | {name: words(name) for name in sorted(spec.name for spec in specs())}
+            function = filters.one_of("Figure", "function", figures, width=260)
             _buttons("" if function == ALL else function)
         held = here.inspector.keys()
         shown = [key for key in held if function in (ALL, key.function)]
@@ -108,69 +63,108 @@ def keys() -> None:
         _detail(key)
 
 
-def _function() -> str:
-    return st.selectbox(
-        "Figure",
-        [ALL, *sorted(spec.name for spec in specs())],
-        key="function",
-        bind="query-params",
-        format_func=lambda name: "All figures" if name == ALL else words(name),
-        label_visibility="collapsed",
-        width=260,
-    )
-
-
 def _sum(keys: Sequence[Key], *, cut: bool, redis: bool) -> str:
     """How many, how large, and what is not among them."""
     size = sum(key.size or 0 for key in keys)
     where = f"{size / 1024:,.1f} kB in Redis" if redis else "Redis is away: only the copies of this process"
     more = f"; no more than {KEYS_SHOWN:,} are listed" if cut else ""
-    return f"{_count(len(keys))}, {where}{more}." + (" Tick one to see its value." if keys else "")
+    return f"{fmt.counted(len(keys), 'key')}, {where}{more}." + (" Tick one to see its value." if keys else "")
 
 
 def _detail(key: Key) -> None:
     """One key with its value, personal data masked."""
-    with st.container(border=True):
-        st.subheader(words(key.function), anchor=False, help=define("preview"))
+    with panels.box(words(key.function), define("preview")):
         st.caption(f"Arguments `{key.arguments}`")
         try:
             st.code(runtime.current().inspector.preview(key.name), language="json", height=320)
         except MivraError as error:
             st.warning(fmt.sentence(str(error)), icon=":material/info:")
-        if access.may_write(NEEDS["refresh"]):
-            deeds.button(deed("refresh", key.name), "Refresh this key")
+        if access.may_write("operator"):
+            deeds.button(refresh(key.name), "Refresh this key")
 
 
 def _buttons(function: str) -> None:
     """The deeds that concern more than one key; a chosen function is suggested as their target."""
-    targets: dict[Action, str] = {"make_stale": function, "delete": function and f"{function}:*", "flush": ""}
-    for action, target in targets.items():
-        if access.may_write(NEEDS[action]):
-            deeds.button(deed(action, target))
+    # As SQL: record_audit has it, which refuses the rest.
+    if access.may_write("operator"):
+        deeds.button(make_stale(function))
+    if access.may_write("admin"):
+        deeds.button(delete(function and f"{function}:*"))
+        deeds.button(flush())
 
 
-def deed(action: Action, suggested: str) -> Deed:
-    """What is offered, with a target that is suggested."""
-    face = FACES[action]
-    return Deed(face.label, face.icon, face.consequence, partial(_do, action), partial(_target, action, suggested))
+def refresh(name: str) -> Deed:
+    """One key."""
+
+    def do(inspector: Inspector, said: Said) -> str:
+        inspector.refresh(said.target, deeds.actor(), said.reason)
+        return "Read anew from the database."
+
+    def target() -> str:
+        st.code(masked("  ".join(parts(name))), language=None, wrap_lines=True)
+        return name
+
+    what = "It is read from the database now, once for all viewers. Until then they see the present value."
+    return _deed("Refresh key", ":material/refresh:", what, do, target)
 
 
-def _target(action: Action, suggested: str) -> str:
-    """What it is done to; empty while that is not said."""
-    match action:
-        case "make_stale":
-            names = groups()
-            index = names.index(suggested) if suggested in names else None
-            return st.selectbox("Group", names, index, format_func=words, placeholder="Choose a group") or ""
-        case "delete":
-            pattern = st.text_input("Pattern, with * and ?", suggested, live=True, placeholder="revenue*") or ""
-            if pattern:
-                st.caption(matching(pattern))
-            return pattern
-        case "flush":
-            return deeds.typed(FLUSH_WORD)()
-    st.code(masked("  ".join(parts(suggested))), language=None, wrap_lines=True)
-    return suggested
+def make_stale(suggested: str) -> Deed:
+    """All that depends on an event, or one function's."""
+
+    def do(inspector: Inspector, said: Said) -> str:
+        inspector.make_stale(said.target, deeds.actor(), said.reason)
+        return f"Made stale: {words(said.target)}."
+
+    def target() -> str:
+        names = groups()
+        index = names.index(suggested) if suggested in names else None
+        return st.selectbox("Group", names, index, format_func=words, placeholder="Choose a group") or ""
+
+    what = (
+        "All figures of the group are read from the database anew: now where somebody looks, else when somebody does. "
+        "Until then the present values are shown."
+    )
+    return _deed("Make group stale", ":material/history:", what, do, target)
+
+
+def delete(suggested: str) -> Deed:
+    """All that match a pattern."""
+
+    def target() -> str:
+        pattern = st.text_input("Pattern, with * and ?", suggested, live=True, placeholder="revenue*") or ""
+        if pattern:
+            st.caption(matching(pattern))
+        return pattern
+
+    what = f"The keys are removed from Redis and from every process. {NEXT_VIEWER}"
+    return _deed(
+        "Delete keys",
+        ":material/delete:",
+        what,
+        lambda inspector, said: removal(inspector.delete(said.target, deeds.actor(), said.reason)),
+        target,
+    )
+
+
+def flush() -> Deed:
+    """All of them."""
+    what = f"**Every** figure is removed from Redis and from every process. {NEXT_VIEWER}"
+    return _deed(
+        "Flush",
+        ":material/delete_forever:",
+        what,
+        lambda inspector, said: removal(inspector.flush(deeds.actor(), said.reason)),
+        deeds.typed("flush"),
+    )
+
+
+def _deed(label: str, icon: str, what: str, do: Callable[[Inspector, Said], str], target: Callable[[], str]) -> Deed:
+    def then(said: Said) -> str:
+        done = do(runtime.current().inspector.writing(access.writer(), deeds.source()), said)
+        kept.clear()
+        return done
+
+    return Deed(label, icon, what, then, target)
 
 
 def matching(pattern: str) -> str:
@@ -180,30 +174,7 @@ def matching(pattern: str) -> str:
     return f"Matches {hit:,} of the {len(names):,} listed keys"
 
 
-def _do(action: Action, said: Said) -> str:
-    """What happened, in a sentence."""
-    inspector, who = runtime.current().inspector.writing(access.writer(), deeds.source()), deeds.actor()
-    match action:
-        case "refresh":
-            inspector.refresh(said.target, who, said.reason)
-            done = "Read anew from the database."
-        case "make_stale":
-            inspector.make_stale(said.target, who, said.reason)
-            done = f"Made stale: {words(said.target)}."
-        case "flush":
-            done = removal(inspector.flush(who, said.reason))
-        case _:
-            done = removal(inspector.delete(said.target, who, said.reason))
-    kept.clear()
-    return done
-
-
 def removal(keys: int | None) -> str:
     """What deleting came to."""
-    if keys is None:
-        return "Redis is away: only this process's copies were removed."
-    return f"Removed {_count(keys)}."
-
-
-def _count(keys: int) -> str:
-    return "1 key" if keys == 1 else f"{keys:,} keys"
+    away = "Redis is away: only this process's copies were removed."
+    return away if keys is None else f"Removed {fmt.counted(keys, 'key')}."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import streamlit as st
 
@@ -16,7 +16,6 @@ from mivra.cache.inspector import KEYS_SHOWN, Key
 from mivra.cache.local import MAX_ENTRIES
 from mivra.cache.server import RedisState
 from mivra.cache.statistics import FunctionStatistics, Point, Report
-from mivra.errors import MivraError
 from mivra.monitor.levels import Level, Ratio, Sampled, load_levels
 from mivra.web import cards, live, panels, tables, visitor
 from mivra.web import format as fmt
@@ -31,6 +30,7 @@ WINDOWS: Final = {"1 min": 60, "1 h": 3_600, "24 h": 86_400}
 """Seconds that are counted, by what the URL and the control say."""
 IDLE_S: Final = 10
 """Counts move without any change of the data."""
+TIER: Final[dict[str, Any]] = {"height": "stretch", "gap": "xsmall"}
 AUDIT_ROWS: Final = 1_000
 """More deeds than a person looks through."""
 
@@ -78,9 +78,7 @@ def figures(window: str) -> None:
     rate = _summary(report, state, goal, memory)
     counted = "all processes" if report.shared else "this process alone"
     st.caption(f"Last {window}, as of {fmt.clock(datetime.now(UTC), zone)}, counted over {counted}")
-    with st.container(border=True):
-        words = f"Every cached function; the target is a hit rate of {fmt.percent(goal, 0)}."
-        st.subheader("Figures", anchor=False, help=words)
+    with panels.box("Figures", f"Every cached function; the target is a hit rate of {fmt.percent(goal, 0)}."):
         rows = lines(report.functions, kept(), goal)
         tables.draw(rows, CACHE, key="cache_table", zone=zone)
         tables.download(File("cache", rows, CACHE))
@@ -136,20 +134,10 @@ def _summary(report: Report, state: RedisState, goal: float, memory: int) -> flo
     with cards.row():
         trend = [Decimal(share) for share in hit_rates(report.trend)]
         cards.card("Hit rate", fmt.percent(rate, 1), "hit rate", note=met, trend=trend)
-        cards.card(
-            "Database reads",
-            per_minute(loads, report),
-            "database reads",
-            note=f"saved: {per_minute(saved, report)}",
-            trend=[point.loads for point in report.trend],
-        )
-        cards.card(
-            "Reads",
-            per_minute(reads, report),
-            "reads",
-            note=f"{fmt.count(reads)} in all",
-            trend=[point.reads for point in report.trend],
-        )
+        saving, loaded = f"saved: {per_minute(saved, report)}", [point.loads for point in report.trend]
+        cards.card("Database reads", per_minute(loads, report), "database reads", note=saving, trend=loaded)
+        whole, asked = f"{fmt.count(reads)} in all", [point.reads for point in report.trend]
+        cards.card("Reads", per_minute(reads, report), "reads", note=whole, trend=asked)
         target = f"target below {_mb(memory)}"
         cards.card("Redis memory", fmt.size_mb(state.used_memory), "redis memory", note=target)
     return rate
@@ -163,25 +151,18 @@ def _tiers(state: RedisState, closed: bool, rate: float | None, memory: int) -> 
     """Where values are kept, and whether Redis is asked at all."""
     copies = len(runtime.current().region.held())
     with st.grid(3, min_column_width=240):
-        with _tier("This process", "local copies"):
+        with panels.box("This process", define("local copies"), **TIER):
             st.badge("In use", icon=":material/check_circle:", color="green")
             st.progress(min(1.0, copies / MAX_ENTRIES), f"{copies:,} of {MAX_ENTRIES:,} copies")
-        with _tier("Redis", "redis"):
+        with panels.box("Redis", define("redis"), **TIER):
             _redis(state, rate, memory)
-        with _tier("Breaker", "breaker"):
+        with panels.box("Breaker", define("breaker"), **TIER):
             if closed:
                 st.badge("Closed", icon=":material/check_circle:", color="green")
                 st.caption("Redis is asked.")
             else:
                 st.badge("Open", icon=":material/cloud_off:", color="orange")
                 st.caption("Redis is not asked, but for a probe every two seconds.")
-
-
-@contextmanager
-def _tier(title: str, term: str) -> Iterator[None]:
-    with st.container(border=True, height="stretch", gap="xsmall"):
-        st.subheader(title, anchor=False, help=define(term))
-        yield
 
 
 def _redis(state: RedisState, rate: float | None, memory: int) -> None:
@@ -201,15 +182,7 @@ def _redis(state: RedisState, rate: float | None, memory: int) -> None:
 
 def audit() -> None:
     """Who did what, as a table and as a file."""
-    with st.container(border=True):
-        st.subheader("Audit log", anchor=False, help="Who did what to the cache, newest first; append-only.")
-        try:
-            rows = runtime.current().inspector.history(AUDIT_ROWS)
-        except MivraError as error:
-            panels.failed(error, "list_audit")
-            return
-        if not rows:
-            panels.empty("Nobody has changed the cache yet.", "What is done under Keys is written here.")
-            return
-        tables.draw(rows, CACHE_AUDIT, key="cache_audit", zone=panels.zone_and_currency()[0])
-        tables.download(File("cache_audit", rows, CACHE_AUDIT))
+    with panels.box("Audit log", "Who did what to the cache, newest first; append-only."):
+        read = partial(runtime.current().inspector.history, AUDIT_ROWS)
+        nothing = ("Nobody has changed the cache yet.", "What is done under Keys is written here.")
+        panels.listed("cache_audit", read, CACHE_AUDIT, nothing)

@@ -187,7 +187,7 @@ def test_a_deed_of_who_has_lost_the_role_is_refused_in_one_sentence(become: Beco
 
 
 def test_a_cache_deed_is_done_for_who_may_and_written_down_under_their_name(become: Become) -> None:
-    flush, inspector = cache_keys.deed("flush", ""), runtime.current().inspector
+    flush, inspector = cache_keys.flush(), runtime.current().inspector
     become("operator")
     with pytest.raises(PermissionDenied):
         flush.do(Said("flush", None, uuid.uuid4()))
