@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import streamlit as st
 
 from mivra import runtime
 from mivra.control.bots import Bot
-from mivra.control.commands import ConfigRule, Order, config_rules, request_bot
+from mivra.control.commands import ConfigRule, config_rules, request_bot
 from mivra.control.reconcile import KILL_AFTER_S
-from mivra.errors import MivraError
 from mivra.store.base import Store
 from mivra.web import access, deeds, panels
 from mivra.web import format as fmt
-from mivra.web.faces import AT_REST, drain_s
+from mivra.web.deeds import Said
+from mivra.web.faces import AT_REST, drain_s, present
 from mivra.web.sidebar import request_id
 from mivra.web.trail import differences, said
 
@@ -31,15 +32,11 @@ def rules(_store: Store) -> list[ConfigRule]:
 
 def draw(bot: Bot) -> None:
     """The form; what was entered stays until the config itself is another one."""
-    here = runtime.current()
-    try:
-        known = rules(here.store)
-    except MivraError as error:
-        panels.failed(error, "config_rules")
+    known = panels.attempt(partial(rules, runtime.current().store), "config_rules")
+    if known is None:
         return
-    if bot.pid and bot.running_config is not None and differences(bot.running_config, bot.config):
-        changes = ", ".join(differences(bot.running_config, bot.config))
-        st.info(f"The process still has the config of before. Asked for: {fmt.plain(changes)}.")
+    if pending := differences(present(bot), bot.config):
+        st.info(f"The process still has the config of before. Asked for: {fmt.plain(', '.join(pending))}.")
     # Another config is another form; the same one, however often the page is drawn, keeps what was entered.
     form = f"config_{bot.bot_id}_{json.dumps(bot.config, sort_keys=True)}"
     with st.grid(4, min_column_width=200, vertical_alignment="top"):
@@ -66,9 +63,8 @@ def _entry(rule: ConfigRule, value: Any, key: str) -> str:
 
 def explanation(rule: ConfigRule) -> str:
     """What a key is for, and what it may be."""
-    limits = (
-        "" if rule.low is None else f", {rule.low:g} to {rule.high:g}{' characters' if rule.kind == 'text' else ''}"
-    )
+    what = " characters" if rule.kind == "text" else ""
+    limits = "" if rule.low is None else f", {rule.low:g} to {rule.high:g}{what}"
     default = f" Default: {said(rule.initial)}." if rule.initial is not None else ""
     return fmt.plain(f"{rule.help}{limits}.{default}")
 
@@ -97,8 +93,7 @@ def consequence(bot: Bot) -> str:
 
 def _send(bot: Bot, config: dict[str, Any], form: str) -> None:
     """Difference, consequence, reason; a refusal is beside the form, and leaves it as it is."""
-    base = bot.running_config if bot.pid and bot.running_config is not None else bot.config
-    if changes := differences(base, config):
+    if changes := differences(present(bot), config):
         st.markdown("\n".join(f"- {fmt.plain(change)}" for change in changes))
         st.caption(consequence(bot))
     reason = st.text_input("Reason (kept in the audit log)", key=f"{form}_reason", max_chars=200)
@@ -107,11 +102,11 @@ def _send(bot: Bot, config: dict[str, Any], form: str) -> None:
             st.info("Nothing is changed.", icon=":material/info:")
             return
         request = request_id(bot, json.dumps(config, sort_keys=True))
-        try:
-            order = Order(deeds.actor(), reason or None, deeds.source(), request)
-            request_bot(access.writer(), bot.bot_id, None, order, config=config, expected_generation=bot.generation)
-            runtime.current().board.refresh()
-        except MivraError as error:
-            st.error(deeds.refusal(error), icon=":material/block:")
-            return
-        deeds.say("The config is changed.")
+        deeds.carry_out(partial(_change, bot, config, Said("", reason or None, request)))
+
+
+def _change(bot: Bot, config: dict[str, Any], asked: Said) -> str:
+    store, order = access.writer(), asked.order()
+    request_bot(store, bot.bot_id, None, order, config=config, expected_generation=bot.generation)
+    runtime.current().board.refresh()
+    return "The config is changed."

@@ -35,7 +35,7 @@ CONSEQUENCES: Final[dict[Desired, str]] = {
 def of_bots(bots: Sequence[Bot], desired: Desired) -> Deed:
     """One command to those of the bots whose observed state allows it; to one bot, as it was when it was drawn."""
     able = [bot for bot in bots if desired in allowed(bot)]
-    label = f"{VERBS[desired]} {'bot' if len(able) == 1 else _count(len(able))}"
+    label = f"{VERBS[desired]} {'bot' if len(able) == 1 else fmt.counted(len(able), 'bot')}"
     what = consequence(desired, able, len(bots) - len(able))
     word = "kill" if desired == "killed" else ""
     return Deed(label, ICONS[desired], what, partial(_command, able, desired), _target(able, word))
@@ -54,7 +54,7 @@ def consequence(desired: Desired, bots: Sequence[Bot], others: int = 0) -> str:
     names += [f"{len(bots) - NAMED:,} more"] if len(bots) > NAMED else []
     what = CONSEQUENCES[desired].format(drain=max(map(drain_s, bots), default=DRAIN_S), more=KILL_AFTER_S)
     now = "" if desired == "running" else f" Open now: {_open_now(bots)}."
-    left = f"\n\nLeft alone, as their state does not allow it: {_count(others)}." if others else ""
+    left = f"\n\nLeft alone, as their state does not allow it: {fmt.counted(others, 'bot')}." if others else ""
     return f"{', '.join(names) or 'No bot'}.\n\n{what}{now}{left}"
 
 
@@ -64,7 +64,7 @@ def _open_now(bots: Sequence[Bot]) -> str:
     if None in told or any(bot.state == "unknown" for bot in bots):
         return "not known"
     open_now = int(sum(number for number in told if number))
-    return f"{open_now:,} {'trade' if open_now == 1 else 'trades'}"
+    return fmt.counted(open_now, "trade")
 
 
 def command(bots: Sequence[Bot] | None, desired: Desired, order: Order) -> int:
@@ -83,13 +83,9 @@ def command(bots: Sequence[Bot] | None, desired: Desired, order: Order) -> int:
 
 
 def _command(bots: Sequence[Bot] | None, desired: Desired, said: Said) -> str:
-    return f"{VERBS[desired]} asked of {_count(command(bots, desired, said.order()))}."
+    return f"{VERBS[desired]} asked of {fmt.counted(command(bots, desired, said.order()), 'bot')}."
 
 
 def _target(bots: Sequence[Bot], word: str) -> Callable[[], str]:
     """Nothing can be done to no bot."""
     return typed(word) if word and bots else lambda: "them" if bots else ""
-
-
-def _count(bots: int) -> str:
-    return "1 bot" if bots == 1 else f"{bots:,} bots"

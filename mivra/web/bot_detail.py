@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 
 import streamlit as st
@@ -11,14 +13,12 @@ from mivra import runtime
 from mivra.analytics.results import BotDay
 from mivra.control.bots import Bot
 from mivra.control.commands import bot_output
-from mivra.errors import MivraError
 from mivra.store.base import Store
 from mivra.web import access, bot_config, cards, filters, panels, trail
 from mivra.web import format as fmt
 from mivra.web.faces import FACES, cpu, killed_by, trouble, uptime_s, waiting_for
 from mivra.web.tables import MAX_ROWS
 
-PARTS: Final = {"Status": "status", "Log": "log", "Config": "config", "History": "history"}
 LOG_PX: Final = 420
 """A long log scrolls inside."""
 
@@ -35,23 +35,21 @@ def draw(bot: Bot, day: BotDay | None) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.subheader(fmt.plain(bot.name), anchor=False, width="content")
-            known = parts()
-            part = filters.choice("Detail", "detail", known, "Status") if len(known) > 1 else "status"
+            known = parts(bot, partial(_figures, bot, day, currency))
+            draw_part = filters.choice("Detail", "detail", known, "Status") if len(known) > 1 else known["Status"]
         _head(bot, zone)
-        if part == "status":
-            _figures(bot, day, currency)
-        elif part == "log":
-            _log(bot)
-        elif part == "config":
-            bot_config.draw(bot)
-        else:
-            trail.draw(bot)
+        draw_part()
 
 
-def parts() -> dict[str, str]:
+def parts(bot: Bot, status: Callable[[], None]) -> dict[str, Callable[[], None]]:
     """What the person may see of a bot, or change."""
-    needs = {"Log": access.may, "History": access.may, "Config": access.may_write}
-    return {name: part for name, part in PARTS.items() if name not in needs or needs[name]("operator")}
+    every: dict[str, tuple[bool, Callable[[], None]]] = {
+        "Status": (True, status),
+        "Log": (access.may("operator"), partial(_log, bot)),
+        "Config": (access.may_write("operator"), partial(bot_config.draw, bot)),
+        "History": (access.may("operator"), partial(trail.draw, bot)),
+    }
+    return {name: draw for name, (may, draw) in every.items() if may}
 
 
 def _head(bot: Bot, zone: str) -> None:
@@ -59,10 +57,9 @@ def _head(bot: Bot, zone: str) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(face.words, icon=face.icon, color=face.colour)
         st.caption(f"Since {fmt.clock(bot.since, zone)}. {process(bot)}", width="content")
-    if request := waiting_for(bot):
-        st.info(f"{request}.{deadline(bot, zone)}", icon=":material/schedule:")
-    elif late := deadline(bot, zone):
-        st.info(late, icon=":material/schedule:")
+    request, late = waiting_for(bot), deadline(bot, zone)
+    if request or late:
+        st.info(f"{request}.{late}" if request else late, icon=":material/schedule:")
     if bot.error:
         title = "It paused itself" if bot.state == "paused" else "Last error"
         st.error(fmt.sentence(trouble(bot, zone)), icon=":material/error:", title=title)
@@ -112,13 +109,9 @@ def _number(value: object) -> str:
 
 
 def _log(bot: Bot) -> None:
-    try:
-        said = output(bot.bot_id, bot.output_at, runtime.current().store)
-    except MivraError as error:
-        panels.failed(error, "bot_output")
-        return
+    said = panels.attempt(partial(output, bot.bot_id, bot.output_at, runtime.current().store), "bot_output")
     if said:
         st.code("\n".join(said), language=None, wrap_lines=True, height=LOG_PX if len(said) > MAX_ROWS else "content")
         st.caption(f"The last lines of its standard error; all of it is in bots/{fmt.plain(bot.bot_id)}/bot.log.")
-    else:
+    elif said is not None:
         panels.empty("It has not written anything.", "What a bot writes to standard error is shown here.")

@@ -60,7 +60,7 @@ def problems(listener: ListenerState | None, signals: SignalsState) -> list[str]
 def summary(listener: ListenerState | None, signals: SignalsState) -> str:
     """Who acts, how old the last look and the last event are, and how often the connection was made anew."""
     event = "no event yet" if signals.event_age_s is None else f"last event {fmt.age(signals.event_age_s)} ago"
-    said = [who(listener), event, _reconnects(signals.reconnects)]
+    said = [who(listener), event, fmt.counted(signals.reconnects, "reconnect")]
     if listener and listener.sweep_age_s is not None:
         said.insert(1, f"tables read {fmt.age(listener.sweep_age_s)} ago")
     return ", ".join(said) + "."
@@ -73,7 +73,3 @@ def who(listener: ListenerState | None) -> str:
     if listener.acting:
         return f"This dashboard acts ({fmt.plain(listener.holder)}, term {listener.term})"
     return f"{fmt.plain(listener.acting_holder or 'Nobody')} acts, this dashboard stands by"
-
-
-def _reconnects(times: int) -> str:
-    return "1 reconnect" if times == 1 else f"{times:,} reconnects"

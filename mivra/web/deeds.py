@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -76,29 +77,23 @@ def _form(deed: Deed, request: uuid.UUID) -> None:
     reason = st.text_input(label, key=f"reason_{request}", max_chars=200, live=deed.needs_reason) or None
     with st.container(horizontal=True):
         ready = bool(target) and (bool(reason and reason.strip()) or not deed.needs_reason)
-        if st.button(deed.label, icon=deed.icon, disabled=not ready, key="deed_do"):
-            _carry_out(deed, Said(target, reason, request))
+        clicked = st.button(deed.label, icon=deed.icon, disabled=not ready, key="deed_do")
+        # Once: a second click finds the dialog closed, and the same request is the same command.
+        if clicked and "deed" in st.session_state:
+            carry_out(partial(deed.do, Said(target, reason, request)))
         if st.button("Cancel"):
             _forget()
             st.rerun()
 
 
-def _carry_out(deed: Deed, said: Said) -> None:
-    """Once: a second click finds the dialog closed, and the same request is the same command."""
-    if "deed" not in st.session_state:
-        return
+def carry_out(do: Callable[[], str]) -> None:
+    """Do it, and draw the page anew with what was done; a refusal stands where it was asked."""
     try:
-        done = deed.do(said)
+        st.session_state["deed_done"] = do()
     except MivraError as error:
         st.error(refusal(error), icon=":material/block:")
         return
     _forget()
-    say(done)
-
-
-def say(done: str) -> None:
-    """Draw the page anew, with what was done."""
-    st.session_state["deed_done"] = done
     st.rerun()
 
 

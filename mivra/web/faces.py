@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import streamlit as st
 
@@ -21,11 +21,12 @@ IDLE_S: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """How a state looks: never by colour alone."""
+    """How a state looks, never by colour alone; and what may be asked in it."""
 
     words: str
     icon: str
     colour: Colour
+    allowed: tuple[Desired, ...]
 
     @property
     def word(self) -> str:
@@ -34,29 +35,18 @@ class Face:
 
 
 FACES: Final[dict[State, Face]] = {
-    "stopped": Face("Stopped", ":material/stop_circle:", "gray"),
-    "starting": Face("Starting", ":material/hourglass_top:", "blue"),
-    "running": Face("Running", ":material/play_circle:", "green"),
-    "pausing": Face("Pausing", ":material/hourglass_top:", "blue"),
-    "paused": Face("Paused", ":material/pause_circle:", "orange"),
-    "stopping": Face("Stopping", ":material/hourglass_bottom:", "blue"),
-    "failed": Face("Failed", ":material/error:", "red"),
-    "unknown": Face("Unknown: no heartbeat", ":material/help:", "orange"),
-}
-
-VERBS: Final[dict[Desired, str]] = {"running": "Start", "paused": "Pause", "stopped": "Stop", "killed": "Kill"}
-
-ALLOWED: Final[dict[State, tuple[Desired, ...]]] = {
-    "stopped": ("running",),
-    "failed": ("running",),
-    "starting": ("stopped", "killed"),
-    "running": ("paused", "stopped", "killed"),
-    "pausing": ("stopped", "killed"),
-    "paused": ("running", "stopped", "killed"),
-    "stopping": ("killed",),
-    "unknown": ("stopped", "killed"),
+    "stopped": Face("Stopped", ":material/stop_circle:", "gray", ("running",)),
+    "starting": Face("Starting", ":material/hourglass_top:", "blue", ("stopped", "killed")),
+    "running": Face("Running", ":material/play_circle:", "green", ("paused", "stopped", "killed")),
+    "pausing": Face("Pausing", ":material/hourglass_top:", "blue", ("stopped", "killed")),
+    "paused": Face("Paused", ":material/pause_circle:", "orange", ("running", "stopped", "killed")),
+    "stopping": Face("Stopping", ":material/hourglass_bottom:", "blue", ("killed",)),
+    "failed": Face("Failed", ":material/error:", "red", ("running",)),
+    "unknown": Face("Unknown: no heartbeat", ":material/help:", "orange", ("stopped", "killed")),
 }
 """By the observed state only: nothing is called running before it is seen running."""
+
+VERBS: Final[dict[Desired, str]] = {"running": "Start", "paused": "Pause", "stopped": "Stop", "killed": "Kill"}
 
 AT_REST: Final = ("stopped", "failed")
 """There is no process."""
@@ -64,7 +54,7 @@ AT_REST: Final = ("stopped", "failed")
 
 def allowed(bot: Bot) -> tuple[Desired, ...]:
     """What may be asked of it now; a start that nobody has carried out yet can still be taken back."""
-    states = ALLOWED[bot.state]
+    states = FACES[bot.state].allowed
     return states if bot.desired in ("stopped", "killed") or "stopped" in states else (*states, "stopped")
 
 
@@ -93,10 +83,7 @@ def progress(bot: Bot, currency: str) -> str:
     """Trades, open ones and result since the bot started, in one line."""
     seen = bot.progress
     pnl = fmt.plain(fmt.money(fmt.decimal(seen.get("pnl")), currency))
-    trades = seen.get("trades", 0)
-    return (
-        f"{fmt.count(trades)} {'trade' if trades == 1 else 'trades'}, {fmt.count(seen.get('open', 0))} open, PnL {pnl}"
-    )
+    return f"{fmt.counted(seen.get('trades', 0), 'trade')}, {fmt.count(seen.get('open', 0))} open, PnL {pnl}"
 
 
 def uptime_s(bot: Bot) -> float | None:
@@ -111,9 +98,14 @@ def cpu(bot: Bot) -> float | None:
     return None if percent is None else percent / 100
 
 
+def present(bot: Bot) -> dict[str, Any]:
+    """The config that its process has; without one, the next one's."""
+    return bot.running_config if bot.pid and bot.running_config is not None else bot.config
+
+
 def drain_s(bot: Bot) -> float:
     """How long a stop lets its open trades settle."""
-    return drain_of(bot.running_config if bot.pid and bot.running_config is not None else bot.config)
+    return drain_of(present(bot))
 
 
 def killed_by(bot: Bot) -> datetime | None:

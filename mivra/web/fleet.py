@@ -12,7 +12,7 @@ import streamlit as st
 from mivra import analytics
 from mivra.analytics.results import BotDay, BotsToday
 from mivra.control.bots import Bot, Desired
-from mivra.web import access, bot_deeds, cards, deeds, panels, tables
+from mivra.web import access, bot_deeds, cards, deeds, filters, panels, tables
 from mivra.web import format as fmt
 from mivra.web.columns import FLEET
 from mivra.web.faces import FACES, VERBS, allowed, trouble
@@ -79,31 +79,13 @@ def wanted(bots: Sequence[Bot]) -> Wanted:
     """The filters; they live in the URL."""
     strategies = sorted({str(bot.config.get("strategy", "")) for bot in bots} - {""})
     with st.container(horizontal=True, width="content"):
-        text = st.text_input(
-            "Find",
-            key="find",
-            bind="query-params",
-            placeholder="Name, id or asset",
-            live=True,
-            width=220,
-            label_visibility="collapsed",
-            icon=":material/search:",
-        )
-        state = _one_of("State", "state", [ALL, *FACES], {ALL: "All states"} | {s: f.word for s, f in FACES.items()})
-        strategy = _one_of("Strategy", "strategy", [ALL, *strategies], {ALL: "All strategies"})
+        look = filters.IN_URL | {"icon": ":material/search:", "placeholder": "Name, id or asset"}
+        text = st.text_input("Find", key="find", live=True, width=220, **look)
+        states = {ALL: "All states"} | {state: face.word for state, face in FACES.items()}
+        state = filters.one_of("State", "state", states, width=200)
+        names = {ALL: "All strategies"} | {name: name for name in strategies}
+        strategy = filters.one_of("Strategy", "strategy", names, width=200)
     return Wanted(state, strategy, text or "")
-
-
-def _one_of(label: str, key: str, options: list[str], names: dict[str, str]) -> str:
-    return st.selectbox(
-        label,
-        options,
-        key=key,
-        bind="query-params",
-        format_func=lambda name: names.get(name, name),
-        label_visibility="collapsed",
-        width=200,
-    )
 
 
 def draw(bots: Sequence[Bot], which: Wanted) -> tuple[list[Line], list[Line]]:

@@ -10,7 +10,7 @@ import streamlit as st
 from mivra import runtime
 from mivra.control.bots import Bot, Desired, KillSwitch
 from mivra.errors import MivraError, PermissionDenied
-from mivra.web import access, bot_deeds, deeds, kill_switch, live, panels, tables, visitor
+from mivra.web import access, bot_deeds, deeds, filters, kill_switch, live, panels, tables, visitor
 from mivra.web import format as fmt
 from mivra.web.deeds import Said
 from mivra.web.faces import FACES, IDLE_S, VERBS, allowed, chosen, progress, seen_bots, trouble, waiting_for
@@ -22,16 +22,7 @@ def draw() -> None:
     bots = runtime.current().board.bots()
     names = labels(bots)
     if bots:
-        st.selectbox(
-            "Bot",
-            list(names),
-            key="bot",
-            bind="query-params",
-            format_func=lambda bot_id: names.get(bot_id, bot_id),
-            on_change=tables.choose_none,
-            args=("fleet",),
-            label_visibility="collapsed",
-        )
+        filters.one_of("Bot", "bot", names, on_change=tables.choose_none, args=("fleet",))
     control(tuple(names), runtime.current().board.kill_switch)
 
 

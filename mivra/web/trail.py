@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 import streamlit as st
@@ -12,14 +13,13 @@ import streamlit as st
 from mivra import runtime
 from mivra.control.bots import Bot
 from mivra.control.commands import bot_history
-from mivra.errors import MivraError
 from mivra.store.base import Row, Store
-from mivra.web import panels, tables
+from mivra.web import panels
 from mivra.web.columns import TRAIL
-from mivra.web.tables import File
 
 SIZE: Final = 1_000
 """More commands than a person looks through."""
+NOTHING: Final = ("Nobody has commanded this yet.", "Start a bot in the sidebar.")
 HELP: Final = "Who asked for what, newest first; append-only. Changes by a database console are here too."
 
 
@@ -41,29 +41,17 @@ def of_all(generations: tuple[tuple[str, int], ...], switched: datetime | None, 
 
 def draw(bot: Bot) -> None:
     """One bot's."""
-    _table(f"audit_{bot.bot_id}", lambda store: of_bot(bot.bot_id, bot.generation, store))
+    store = runtime.current().store
+    panels.listed(f"audit_{bot.bot_id}", partial(of_bot, bot.bot_id, bot.generation, store), TRAIL, NOTHING)
 
 
 def draw_all(bots: Sequence[Bot]) -> None:
     """The whole fleet's, with the kill switch."""
     generations = tuple((bot.bot_id, bot.generation) for bot in bots)
-    switched = runtime.current().board.kill_switch.changed_at
-    with st.container(border=True):
-        st.subheader("Audit trail of all bots and of the kill switch", anchor=False, help=HELP)
-        _table("audit_bots", lambda store: of_all(generations, switched, store))
-
-
-def _table(name: str, read: Callable[[Store], list[Row]]) -> None:
-    try:
-        rows = read(runtime.current().store)
-    except MivraError as error:
-        panels.failed(error, "bot_history")
-        return
-    if rows:
-        tables.draw(rows, TRAIL, key=f"{name}_table", zone=panels.zone_and_currency()[0])
-        tables.download(File(name, rows, TRAIL))
-    else:
-        panels.empty("Nobody has commanded this yet.", "Start a bot in the sidebar.")
+    here = runtime.current()
+    with panels.box("Audit trail of all bots and of the kill switch", HELP):
+        read = partial(of_all, generations, here.board.kill_switch.changed_at, here.store)
+        panels.listed("audit_bots", read, TRAIL, NOTHING)
 
 
 def _shown(row: Row) -> Row:
