@@ -158,10 +158,10 @@ def table(
     key: str, title: str, term: str, found: Read[Any], rows: Sequence[Any], *, columns: Sequence[Column], file: str = ""
 ) -> None:
     """A panel with a table, and its rows as a file if that has a name."""
-    _, currency = zone_and_currency()
+    zone, currency = zone_and_currency()
     with panel(title, term, found, File(file, rows, columns) if file and rows else None):
         if rows:
-            replay(key, found, lambda: tables.draw(rows, columns, key=key, currency=currency))
+            replay(key, found, lambda: tables.draw(rows, columns, key=key, currency=currency, zone=zone))
         else:
             no_trades()
 
