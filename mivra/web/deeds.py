@@ -12,7 +12,7 @@ import streamlit as st
 
 from mivra.control.commands import Order
 from mivra.errors import MivraError, PermissionDenied, StoreUnavailable
-from mivra.web import access
+from mivra.web import access, visitor
 from mivra.web import format as fmt
 
 
@@ -71,6 +71,7 @@ def draw() -> None:
 
 
 def _form(deed: Deed, request: uuid.UUID) -> None:
+    visitor.sign_log()
     st.markdown(deed.consequence)
     target = deed.target()
     label = "Reason" if deed.needs_reason else "Reason (kept in the audit log)"

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from structlog.contextvars import get_contextvars
 
 from mivra.errors import InvalidData
 from mivra.web.deeds import Deed, Said, typed
@@ -54,6 +55,17 @@ def test_a_reason_that_is_needed(reason: str, ready: bool) -> None:
     app = open_deed(Deed("Do it", "", "It will be.", partial(note, []), needs_reason=True))
     app.text_input[0].input(reason).run()
     assert app.button[0].disabled is not ready
+
+
+def test_the_log_of_a_deed_says_who_does_it() -> None:
+    actors: list[str] = []
+
+    def do(_said: Said) -> str:
+        actors.append(get_contextvars()["actor"])
+        return "It is done."
+
+    open_deed(Deed("Do it", "", "It will be.", do)).button[0].click().run()
+    assert actors == ["operator"]
 
 
 def test_nothing_is_done_to_nothing() -> None:
