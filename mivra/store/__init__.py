@@ -9,8 +9,8 @@ from uuid import uuid4
 from mivra.config import Settings
 from mivra.errors import ConfigError
 from mivra.store.base import Row, Store, Watcher, one
+from mivra.store.calls import ignore
 from mivra.store.postgres import PostgresStore
-from mivra.store.watched import ignore
 
 __all__ = ["Row", "Store", "check_identity", "connected", "database", "one", "open_store", "server_urls"]
 

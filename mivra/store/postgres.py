@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from copy import copy
 from functools import lru_cache
-from threading import Lock
 from typing import Any, LiteralString, Self
 from uuid import UUID
 
@@ -29,9 +27,8 @@ from mivra.errors import (
     StoreUnavailable,
 )
 from mivra.store.base import Row, StoreStatistics, Watcher
+from mivra.store.calls import Asked, Calls, ignore
 from mivra.store.patience import patience
-from mivra.store.retry import repeated
-from mivra.store.watched import Watched, ignore
 
 STATEMENT_TIMEOUT_MS = 5_000
 """A figure that takes longer than a viewer waits is stopped by the server."""
@@ -94,7 +91,7 @@ _seldom = _Seldom()
 logging.getLogger("psycopg.pool").addFilter(_seldom)
 
 
-class PostgresStore:
+class PostgresStore(Calls):
     """A store over one Postgres; safe to share between threads."""
 
     def __init__(
@@ -107,10 +104,8 @@ class PostgresStore:
         watch: Watcher = ignore,
     ) -> None:
         """pooled: the DSN leads to a pooler in transaction mode, where no setting outlives a transaction."""
-        self._watch = watch
+        super().__init__(watch)
         self._local = {"statement_timeout": str(STATEMENT_TIMEOUT_MS)} if pooled else {}
-        self._counts: Counter[str] = Counter()
-        self._counting = Lock()
         self._pool: ConnectionPool[psycopg.Connection[Row]] = ConnectionPool(
             dsn,
             min_size=0 if max_connections == 1 else 1,
@@ -133,20 +128,6 @@ class PostgresStore:
             open=True,
         )
 
-    def call(self, function: str, /, **params: object) -> list[Row]:
-        """See Store.call."""
-        values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in params.items()}
-        statement = _statement(function, tuple(params))
-        with Watched(self._watch, function, params) as call:
-            try:
-                call.rows = repeated(
-                    function, lambda: self._ask(statement, values, call), lambda: self._count("retries")
-                )
-            except StoreError:
-                self._count("errors")
-                raise
-        return call.rows
-
     def on_behalf_of(self, operator_id: UUID) -> Self:
         """See Store.on_behalf_of."""
         other = copy(self)
@@ -159,7 +140,7 @@ class PostgresStore:
         return StoreStatistics(
             limit=pool.get("pool_max", 0),
             size=pool.get("pool_size", 0),
-            in_use=counts["in use"],
+            in_use=counts["in_use"],
             waiting=pool.get("requests_waiting", 0),
             waits=pool.get("requests_queued", 0),
             wait_ms=pool.get("requests_wait_ms", 0),
@@ -173,12 +154,10 @@ class PostgresStore:
         """See Store.close."""
         self._pool.close()
 
-    def _count(self, name: str, by: int = 1) -> None:
-        with self._counting:
-            self._counts[name] += by
-
-    def _ask(self, statement: sql.Composed, values: dict[str, object], call: Watched) -> list[Row]:
-        self._count("queries")
+    def _ask(self, call: Asked) -> list[Row]:
+        statement = _statement(call.function, tuple(call.params))
+        values = {name: Jsonb(v) if isinstance(v, dict | list) else v for name, v in call.params.items()}
+        self._count(queries=1)
         with translated(), self._connection(call) as connection, patience.within(connection, ANSWER_S):
             if not self._local:
                 return connection.execute(statement, values).fetchall()
@@ -189,16 +168,16 @@ class PostgresStore:
             return cursor.fetchall()
 
     @contextmanager
-    def _connection(self, call: Watched) -> Iterator[psycopg.Connection[Row]]:
+    def _connection(self, call: Asked) -> Iterator[psycopg.Connection[Row]]:
         """One that lives. The dead are put away at once: the pool's own check waits seconds after the second."""
         deadline = time.monotonic() + POOL_WAIT_S
         while not _lives(connection := call.waited(lambda: self._pool.getconn(deadline - time.monotonic()))):
             self._pool.putconn(connection)
-        self._count("in use")
+        self._count(in_use=1)
         try:
             yield connection
         finally:
-            self._count("in use", -1)
+            self._count(in_use=-1)
             self._pool.putconn(connection)
 
 

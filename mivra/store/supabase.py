@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -30,9 +30,8 @@ from mivra.errors import (
     StoreUnavailable,
 )
 from mivra.store.base import READS, Row, StoreStatistics, Watcher
+from mivra.store.calls import Asked, Calls, ignore
 from mivra.store.postgres import POOL_WAIT_S, kind_of
-from mivra.store.retry import repeated
-from mivra.store.watched import Watched, ignore
 
 TIMEOUT_S: Final = httpx.Timeout(10, connect=3, pool=2)
 """Longer than the 8 s after which hosted Supabase stops a statement."""
@@ -72,13 +71,15 @@ TYPES: dict[str, Callable[[Any], object]] = {
 """What JSON does not say, by the type of the column."""
 
 
-class SupabaseStore:
+class SupabaseStore(Calls):
     """A store over the API of a Supabase project; safe to share between threads."""
 
     def __init__(self, url: str, key: str, *, max_connections: int = 8, watch: Watcher = ignore) -> None:
         """key: the secret one; ConfigError when it cannot be a key, without repeating it."""
         if not re.fullmatch(r"[\w.-]+", key, re.ASCII):
             raise ConfigError("SUPABASE_SECRET_KEY holds a character that no key has; copy it again")
+        super().__init__(watch)
+        self._count(limit=max_connections)
         self._http = httpx.Client(
             http2=False,
             timeout=TIMEOUT_S,
@@ -92,25 +93,16 @@ class SupabaseStore:
         self._waiting: deque[threading.Event] = deque()
         self._answer = threading.local()
         self._shapes: dict[str, dict[str, str]] = {"function_shapes": {}}
-        self._counts = Counter(limit=max_connections)
-        self._counting = threading.Lock()
         self._headers: dict[str, str] = {}
-        self._watch = watch
 
     def call(self, function: str, /, **params: object) -> list[Row]:
         """See Store.call."""
-        shape = self._shape(function)
-        with Watched(self._watch, function, params) as call:
-            try:
-                rows = repeated(
-                    function, lambda: self._ask(function, params, shape, call), lambda: self._count(retries=1)
-                )
-            except StoreError:
-                self._count(errors=1)
-                raise
-            call.rows = [_typed(row, shape) for row in rows]
+        if function not in self._shapes:
+            self._shapes.update({row["name"]: row["columns"] for row in super().call("function_shapes")})
+        rows = super().call(function, **params)
+        # A function that returns nothing is not listed.
         self._shapes.setdefault(function, {})
-        return call.rows
+        return rows
 
     def on_behalf_of(self, operator_id: UUID) -> Self:
         """See Store.on_behalf_of."""
@@ -128,34 +120,27 @@ class SupabaseStore:
         """See Store.close."""
         self._http.close()
 
-    def _shape(self, function: str) -> dict[str, str]:
-        if function not in self._shapes:
-            self._shapes.update({row["name"]: row["columns"] for row in self.call("function_shapes")})
-        # A function that returns nothing is not listed.
-        return self._shapes.get(function, {})
-
-    def _ask(self, function: str, params: dict[str, object], shape: dict[str, str], call: Watched) -> list[Row]:
+    def _ask(self, call: Asked) -> list[Row]:
         """All rows: PostgREST cuts an answer at db-max-rows without an error, but says how many there are."""
-        rows, total = self._page(function, params, shape, 0, call)
+        shape = self._shapes.get(call.function, {})
+        rows, total = self._page(call, shape, 0)
         while 0 < len(rows) < total:
-            if function not in PAGED:
-                raise StoreError(f"{function} was done, but its answer of {total} rows was cut at {len(rows)}")
-            more, total = self._page(function, params, shape, len(rows), call)
+            if call.function not in PAGED:
+                raise StoreError(f"{call.function} was done, but its answer of {total} rows was cut at {len(rows)}")
+            more, total = self._page(call, shape, len(rows))
             rows += more
-        return rows
+        return [_typed(row, shape) for row in rows]
 
-    def _page(
-        self, function: str, params: dict[str, object], shape: dict[str, str], offset: int, call: Watched
-    ) -> tuple[list[Row], int]:
-        values = msgspec.to_builtins(params)
-        is_get = function in READS and all(map(_fits_url, values.values()))
-        request = self._rest.rpc(function, values, count=CountMethod.exact, get=is_get)
+    def _page(self, call: Asked, shape: dict[str, str], offset: int) -> tuple[list[Row], int]:
+        values = msgspec.to_builtins(call.params)
+        is_get = call.function in READS and all(map(_fits_url, values.values()))
+        request = self._rest.rpc(call.function, values, count=CountMethod.exact, get=is_get)
         request.request.headers.update(self._headers)
         if "numeric" in shape.values():
             request.select(*(f"{name}::text" if kind == "numeric" else name for name, kind in shape.items()))
         if offset:
             request.offset(offset)
-        with self._turn(call), self._translated(function):
+        with self._turn(call), self._translated(call.function):
             answer = request.execute()
         rows: Any = answer.data
         if not isinstance(rows, list) or (rows and answer.count is None):
@@ -163,7 +148,7 @@ class SupabaseStore:
         return rows, answer.count or 0
 
     @contextmanager
-    def _turn(self, call: Watched) -> Iterator[None]:
+    def _turn(self, call: Asked) -> Iterator[None]:
         call.waited(self._take_turn)
         try:
             yield
@@ -211,10 +196,6 @@ class SupabaseStore:
     def _note_status(self, response: httpx.Response) -> None:
         # An APIError has no status, and a gateway's refusal no code.
         self._answer.status = response.status_code
-
-    def _count(self, **changes: int) -> None:
-        with self._counting:
-            self._counts.update(changes)
 
 
 def _fits_url(value: object) -> bool:

@@ -22,9 +22,9 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import psycopg
@@ -36,8 +36,8 @@ from mivra.cache.cached import bind
 from mivra.cache.watch import FLUSH_S
 from mivra.monitor.metrics import exposition
 from mivra.runtime import Runtime
-from mivra.store import embedded, postgres
-from mivra.store.base import Row
+from mivra.store import calls, embedded
+from mivra.store.base import Call
 from tests.bench.inserts import Cost
 from tests.bench.report import Target, quantile, result, table
 from tests.support import server_processes, wait_until
@@ -61,20 +61,17 @@ T = TypeVar("T")
 Watcher = psycopg.Connection[Any]
 
 
-class Unwatched:
-    """In the place of what times a call and tells it."""
+NOTHING = Call(QUERY, {}, 0.0, 0.0, 0, None)
 
-    def __init__(self, *_: object) -> None:
-        self.rows: list[Row] = []
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+class Untimed(calls.Asked):
+    """In the place of what times a call."""
 
     def waited(self, get: Callable[[], T]) -> T:
         return get()
+
+    def over(self, *_: object) -> Call:
+        return NOTHING
 
 
 def uncounted() -> type[Region]:
@@ -125,7 +122,10 @@ def hits(here: Runtime, groups: int) -> Cost:
 
 def queries(here: Runtime, groups: int) -> Cost:
     def block(on: bool) -> float:
-        with nullcontext() if on else patch.object(postgres, "Watched", Unwatched):
+        with ExitStack() as stack:
+            if not on:
+                stack.enter_context(patch.object(calls, "Asked", Untimed))
+                stack.enter_context(patch.object(here.store, "_watch", calls.ignore))
             ask()
             return seconds(ask, QUERIES)
 

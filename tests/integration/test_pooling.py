@@ -228,7 +228,7 @@ def test_what_many_threads_count_at_once_is_counted(opened: Opened) -> None:
     try:
         for _ in range(300):
             store._counts.clear()
-            at_once(8, lambda _: [store._count("queries") for _ in range(20)])
+            at_once(8, lambda _: [store._count(queries=1) for _ in range(20)])
             assert store.statistics().queries == 160
     finally:
         sys.setswitchinterval(interval)
