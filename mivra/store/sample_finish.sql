@@ -5,3 +5,4 @@ update bot_status set state = 'failed', since = since + interval '45 hours', hea
   attempts = 5, error = 'exited with code 1 five times in a row: the market feed of BTCUSD gave no tick for 60 s'
 where bot_id = 'paper-btcusd';
 update deployment set sample_data = true, initialised = true;
+select (select count(*) from trade_history where status = 'open') as open_trades, (select count(*) from bot_control) as bots;

@@ -8,5 +8,6 @@ begin
   end if;
 end
 $$;
--- The times that are copied have no offset.
+-- Its days are those of UTC.
 set local timezone = 'UTC';
+create temporary table sample_asset (asset text, kind text, weight float) on commit drop;

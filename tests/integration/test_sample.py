@@ -17,7 +17,7 @@ from psycopg.rows import dict_row
 
 from mivra.bot.config import BotConfig
 from mivra.errors import InvalidData
-from mivra.store import sample_trades
+from mivra.store import sample as sample_data
 from mivra.store.postgres import PostgresStore
 from mivra.store.sample import SampleSummary, load_sample
 from tests.integration.copies import copied
@@ -57,7 +57,7 @@ def used_again(servers: tuple[str, str | None], template: str) -> Iterator[str]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks without the time that as many trades take."""
-    monkeypatch.setattr(sample_trades, "CHUNK", 5_000)
+    monkeypatch.setattr(sample_data, "CHUNK", 5_000)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def value(dsn: str, query: str, *values: object) -> Any:
 
 
 def test_the_glossarys_137_assets_are_distinct() -> None:
-    listed = pd.read_csv(sample_trades.ASSETS)
+    listed = pd.read_csv(sample_data.ASSETS)
     assert listed["asset"].nunique() == len(listed) == 137
     assert Counter(listed["kind"]) == {
         "forex": 44,
@@ -195,7 +195,7 @@ def test_the_dirt_of_real_life_is_there(sample: Sample) -> None:
 
 def test_bots_have_owners_and_configs_that_the_bot_accepts(sample: Sample) -> None:
     bots = sample.store.call("list_bots")
-    names = set(pd.read_csv(sample_trades.ASSETS)["asset"])
+    names = set(pd.read_csv(sample_data.ASSETS)["asset"])
     for bot in bots:
         assert BotConfig.parse(bot["config"]).asset in names
         assert bot["desired"] == "stopped"
