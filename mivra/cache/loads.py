@@ -53,7 +53,7 @@ class Loads:
         self._local = local
         self._remote = remote
         self._statistics = statistics
-        self._looks: Flights[tuple[Held | None, bool]] = Flights()
+        self._looks: Flights[tuple[Held | None, Look | None]] = Flights()
         self._flights: Flights[tuple[Held, bool]] = Flights()
         self._resting: dict[str, tuple[float, Exception]] = {}
         self._lock = threading.Lock()
@@ -67,15 +67,11 @@ class Loads:
 
         A page's first viewers come together.
         """
-
-        def once() -> tuple[Held | None, bool]:
-            held, look = self.look(query)
-            return held, look is not None
-
         try:
-            return self._looks.run(query.key, once, WAIT_S)[0]
+            (held, look), _joined = self._looks.run(query.key, lambda: self.look(query), WAIT_S)
         except TimeoutError:
             return None, False
+        return held, look is not None
 
     def look(self, query: Query) -> tuple[Held | None, Look | None]:
         """The newer of the local copy and Redis's, and what Redis said; None when it is away."""

@@ -66,9 +66,9 @@ class Wait(NamedTuple):
 class RemoteTier:
     """Every method says by None or False that Redis is away; none raises."""
 
-    def __init__(self, url: str | None, breaker: Breaker | None = None, *, lock_ms: int = LOCK_MS) -> None:
+    def __init__(self, url: str | None, *, lock_ms: int = LOCK_MS) -> None:
         self._client = connect(url) if url else None
-        self.breaker = breaker or Breaker()
+        self.breaker = Breaker()
         self._lock_ms = lock_ms
         self._groups: set[str] = set(get_args(Event))
         self._owed: set[tuple[str, int]] = set()
