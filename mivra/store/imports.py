@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 import psycopg
 
@@ -55,10 +55,6 @@ def import_trades(
     is called with the bytes read and all bytes. Raises TradeImportError, or StoreError when the database cannot be
     used.
     """
-    if account_type not in (None, "real", "demo"):
-        raise TradeImportError(f'The account type is "{account_type}"; it must be real or demo')
-    if timezone not in available_timezones():
-        raise TradeImportError(f'There is no time zone "{timezone}"; write a name such as Europe/Berlin')
     target = rejects or path.with_name(f"{path.name}.rejects.csv")
     with _opened(path) as file, connect(dsn, "mivra import") as connection:
         reader = RowReader(file.columns, len(file.header), account_type=account_type, zone=ZoneInfo(timezone))

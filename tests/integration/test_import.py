@@ -334,23 +334,6 @@ def test_a_rejects_file_that_cannot_be_written_means_nothing_is_imported(databas
     assert file.read_text(encoding="utf-8").startswith(HEADER)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"account_type": "gold"}, 'The account type is "gold"; it must be real or demo'),
-        ({"timezone": "Mars/Base"}, 'There is no time zone "Mars/Base"; write a name such as Europe/Berlin'),
-        ({"timezone": "../etc"}, 'There is no time zone "../etc"; write a name such as Europe/Berlin'),
-        ({"timezone": ""}, 'There is no time zone ""; write a name such as Europe/Berlin'),
-    ],
-)
-def test_a_wrong_argument_is_one_sentence(
-    database_url: str, file: Path, arguments: dict[str, str], sentence: str
-) -> None:
-    with pytest.raises(TradeImportError) as caught:
-        import_trades(database_url, write(file, HEADER, ROW), **arguments)  # type: ignore[arg-type]
-    assert str(caught.value) == sentence
-
-
 def test_a_row_that_only_the_database_refuses_stops_everything(database_url: str, file: Path) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("alter table trade_history add constraint ours check (asset <> 'GOLD')")
