@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import anyio
 import anyio.to_thread
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -31,11 +32,12 @@ from mivra.web.access import READ_ONLY
 from mivra.web.api_endpoints import ENDPOINTS, PATHS, PROBES, Asked, Endpoint
 from mivra.web.gate import EVENTS
 from mivra.web.limits import Limit
-from mivra.web.problems import RETRY_S, answer_to, refusal
+from mivra.web.problems import RETRY_S, answer_to
 from mivra.web.sessions import ROLES
 from mivra.web.sign_in import address_of
 from mivra.web.tokens import Token, Tokens
 
+REALM: Final = 'Bearer realm="mivra"'
 BODY_BYTES: Final = 64 * 1024
 BODY_S: Final = 10.0
 """A body is sent in one piece; who takes longer keeps a connection open on purpose."""
@@ -58,15 +60,6 @@ _BEARER: Final = re.compile(r"bearer +(\S+) *", re.IGNORECASE)
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-
-class Refused(MivraError):
-    """The request is not answered."""
-
-    def __init__(self, status: int, detail: str, **headers: str) -> None:
-        super().__init__(detail)
-        named = {name.replace("_", "-"): text for name, text in headers.items()}
-        self.response = refusal(status, detail, named)
 
 
 def answers(scope: Scope) -> bool:
@@ -112,7 +105,7 @@ class Api:
         try:
             response = await self._answer(request, label)
         except Exception as error:  # noqa: BLE001 - the top of a request
-            response = _failed(error)
+            response = answer_to(error)
         _record(label, response.status_code, self._clock() - began, is_quiet="authorization" not in request.headers)
         return response
 
@@ -124,7 +117,7 @@ class Api:
         token = await self._token(request)
         bind_contextvars(actor=token.actor)
         if wait_s := self._calls.wait_s(token.token_id):
-            raise _too_many(wait_s)
+            raise HTTPException(429, "Too many requests.", {"Retry-After": str(math.ceil(wait_s))})
         self._calls.count(token.token_id)
         endpoint, here = _endpoint(label), runtime.current()
         _admit(token, endpoint, here.settings.read_only)
@@ -148,11 +141,11 @@ class Api:
         return Response(answer.body, answer.status_code, answer.headers)
 
     async def _token(self, request: Request) -> Token:
-        """Whose request it is; Refused for nobody's."""
+        """Whose request it is; HTTPException for nobody's."""
         given = request.headers.getlist("authorization")
         bearer = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
         if bearer is None:
-            raise Refused(401, "Send a token: Authorization: Bearer mivra_...", WWW_Authenticate='Bearer realm="mivra"')
+            raise HTTPException(401, "Send a token: Authorization: Bearer mivra_...", {"WWW-Authenticate": REALM})
         to_write = request.method == "POST"
         token, is_fresh = self._tokens.recall(bearer[1], to_write=to_write)
         if not is_fresh:
@@ -163,13 +156,13 @@ class Api:
                 self._failures.count(address)
                 self._tokens.refuse(bearer[1])
         if token is None:
-            invalid = 'Bearer realm="mivra", error="invalid_token"'
-            raise Refused(401, "This token is nobody's, or not any more.", WWW_Authenticate=invalid)
+            invalid = f'{REALM}, error="invalid_token"'
+            raise HTTPException(401, "This token is nobody's, or not any more.", {"WWW-Authenticate": invalid})
         return token
 
     async def _threaded(self, kind: str, work: Callable[[], T]) -> T:
         if self._under_way[kind] >= AT_ONCE + QUEUE:
-            raise Refused(503, "Too many wait already.", Retry_After=str(RETRY_S))
+            raise HTTPException(503, "Too many wait already.", {"Retry-After": str(RETRY_S)})
         self._under_way[kind] += 1
         try:
             return await anyio.to_thread.run_sync(work, limiter=self._threads[kind])
@@ -181,39 +174,30 @@ def _done(endpoint: Endpoint, asked: Asked) -> Response:
     try:
         return endpoint.does(asked)
     except Exception as error:  # noqa: BLE001 - once, however many wait for it
-        return _failed(error)
-
-
-def _failed(error: Exception) -> Response:
-    if isinstance(error, Refused):
-        return error.response
-    if isinstance(error, MivraError):
         return answer_to(error)
-    logger.error("a request could not be answered", exc_info=error)
-    return refusal(500, "This request could not be answered; the log has the reason by its X-Request-Id.")
 
 
 def _endpoint(label: str) -> Endpoint:
     path = label.partition(" ")[2]
     if path not in PATHS:
-        raise Refused(404, f"There is nothing at {path}.")
+        raise HTTPException(404, f"There is nothing at {path}.")
     if label not in ENDPOINTS:
         raise _not_allowed(path)
     return ENDPOINTS[label]
 
 
 def _admit(token: Token, endpoint: Endpoint, read_only: bool) -> None:
-    """Refused for who may not; of what is written, the database decides once more."""
+    """HTTPException for who may not; of what is written, the database decides once more."""
     if ROLES.index(token.role) < ROLES.index(endpoint.role):
-        raise Refused(403, f"This needs the role {endpoint.role}, and the token has {token.role}.")
+        raise HTTPException(403, f"This needs the role {endpoint.role}, and the token has {token.role}.")
     if endpoint.method == "POST" and read_only:
-        raise Refused(403, READ_ONLY)
+        raise HTTPException(403, READ_ONLY)
 
 
 def _query(request: Request, endpoint: Endpoint) -> Any:
     given = request.query_params.multi_items()
     if len(dict(given)) < len(given):
-        raise Refused(422, "A parameter is given twice.")
+        raise HTTPException(422, "A parameter is given twice.")
     return _checked(lambda: msgspec.convert(dict(given), endpoint.query, strict=False))
 
 
@@ -222,14 +206,14 @@ async def _body(request: Request, endpoint: Endpoint) -> Any:
     if endpoint.body is None:
         return None
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "Send application/json.")
+        raise HTTPException(415, "Send application/json.")
     try:
         with anyio.fail_after(BODY_S):
             data = await _read_body(request)
     except TimeoutError:
-        raise Refused(408, f"The body did not come within {BODY_S:.0f} s.") from None
+        raise HTTPException(408, f"The body did not come within {BODY_S:.0f} s.") from None
     except ClientDisconnect:
-        raise Refused(400, "The request ended early.") from None
+        raise HTTPException(400, "The request ended early.") from None
     return _checked(lambda: msgspec.json.decode(data, type=endpoint.body))
 
 
@@ -238,7 +222,7 @@ async def _read_body(request: Request) -> bytes:
     async for chunk in request.stream():
         data += chunk
         if len(data) > BODY_BYTES:
-            raise Refused(413, f"A body has {BODY_BYTES} bytes at most.")
+            raise HTTPException(413, f"A body has {BODY_BYTES} bytes at most.")
     return data
 
 
@@ -246,16 +230,13 @@ def _checked(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except ValueError as error:
-        raise Refused(422, f"{error}.") from None
+        raise HTTPException(422, f"{error}.") from None
 
 
-def _too_many(wait_s: float) -> Refused:
-    return Refused(429, "Too many requests.", Retry_After=str(math.ceil(wait_s)))
-
-
-def _not_allowed(path: str) -> Refused:
-    allowed = [method for method in ("GET", "POST") if f"{method} {path}" in {*ENDPOINTS, *PROBES}]
-    return Refused(405, "This is asked in another way.", Allow=", ".join(allowed).replace("GET", "GET, HEAD"))
+def _not_allowed(path: str) -> HTTPException:
+    methods = {"GET": "GET, HEAD", "POST": "POST"}
+    allowed = [methods[method] for method in methods if f"{method} {path}" in {*ENDPOINTS, *PROBES}]
+    return HTTPException(405, "This is asked in another way.", {"Allow": ", ".join(allowed)})
 
 
 def _label(scope: Scope) -> str:

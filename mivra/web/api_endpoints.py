@@ -23,7 +23,7 @@ from mivra.monitor.health import HealthReport
 from mivra.runtime import Runtime
 from mivra.store.base import StoreStatistics
 from mivra.web import openapi
-from mivra.web.problems import refusal
+from mivra.web.problems import problem
 from mivra.web.sessions import Role
 from mivra.web.tokens import Token
 
@@ -187,7 +187,7 @@ def cache_stats(asked: Asked) -> Response:
 def invalidate(asked: Asked) -> Response:
     event, functions = asked.body.event, asked.body.functions
     if (event is UNSET) == (functions is UNSET):
-        return refusal(422, "Write either an event or functions.")
+        return problem(422, "Write either an event or functions.")
     if event is not UNSET:
         # Not at once: a storm of trades would otherwise keep every figure stale.
         asked.here.hear(event)
@@ -215,7 +215,7 @@ def bot_status(asked: Asked) -> Response:
     if board.read_at is None:
         raise MivraError("The bots were not read yet")
     if wanted is not UNSET and not bots:
-        return refusal(404, f'There is no bot "{wanted}".')
+        return problem(404, f'There is no bot "{wanted}".')
     return as_json(Bots(board.read_at, board.error and UNREAD, [_as(bot, BotState) for bot in bots]))
 
 

@@ -221,7 +221,7 @@ def _anonymous(scope: Scope) -> Response:
     """Pages lead to the sign-in page, programs are told."""
     kind = _kind(scope)
     if kind == "api":
-        return problem(401, "Not signed in", ANONYMOUS)
+        return problem(401, ANONYMOUS)
     if kind == "other":
         return PlainTextResponse(ANONYMOUS, 401)
     path, query = scope["path"], scope["query_string"].decode("latin-1")
@@ -232,7 +232,7 @@ def _anonymous(scope: Scope) -> Response:
 def _waiting(scope: Scope) -> Response:
     kind = _kind(scope)
     if kind == "api":
-        return problem(503, "Not ready", STARTING, {"Retry-After": str(AGAIN_S)})
+        return problem(503, STARTING, {"Retry-After": str(AGAIN_S)})
     if kind == "other":
         return PlainTextResponse(STARTING, 503)
     return sign_in.document("One moment", "", STARTING, 503, refresh_s=AGAIN_S)

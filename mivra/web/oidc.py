@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import anyio.to_thread
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from streamlit.auth_util import (
@@ -25,7 +26,7 @@ from streamlit.web.server.starlette.starlette_server_config import USER_COOKIE_N
 
 from mivra.errors import ConfigError, MivraError
 from mivra.web import sign_in
-from mivra.web.sign_in import NEXT_COOKIE, Desk, Refused, address_of, safe_path
+from mivra.web.sign_in import NEXT_COOKIE, Desk, address_of, safe_path
 
 LOGIN: Final = "/auth/login"
 CALLBACK: Final = "/oauth2callback"
@@ -83,9 +84,9 @@ async def exchange(desk: Desk, request: Request, claims: Mapping[str, object]) -
     """A session for who comes back from a provider; Streamlit's own cookies are taken away in any case."""
     try:
         response = await anyio.to_thread.run_sync(_exchange, desk, request, claims)
-    except Refused as refused:
-        sentence = sign_in.NO_ROLE if str(refused) == sign_in.WRONG else str(refused)
-        response = desk.page(sentence, refused.status)
+    except HTTPException as refused:
+        sentence = sign_in.NO_ROLE if refused.detail == sign_in.WRONG else refused.detail
+        response = desk.page(sentence, refused.status_code)
     except MivraError as error:
         logger.warning("nobody can sign in: %s", error)
         response = desk.page(sign_in.AWAY, 503)
@@ -101,7 +102,7 @@ def _exchange(desk: Desk, request: Request, claims: Mapping[str, object]) -> Res
     # An address that nobody has verified is what its owner likes it to be.
     if claims.get("email_verified") is not True or not email.isprintable():
         logger.warning("sign-in refused from %s: the provider has not verified the e-mail", address)
-        raise Refused(UNVERIFIED, 403)
+        raise HTTPException(403, UNVERIFIED)
 
     # A provider's word is no guess: guesses at the password do not keep its owner out. Who has no role is counted.
     cookie = desk.sessions.open("oidc", address, email=email) or desk.admit(

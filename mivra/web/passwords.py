@@ -8,8 +8,9 @@ from typing import Final
 from uuid import UUID
 
 import httpx
+from starlette.exceptions import HTTPException
 
-from mivra.web.sign_in import AUTH_AWAY, AUTH_BUSY, AUTH_REFUSES, SECOND_FACTOR, Refused
+from mivra.web.sign_in import AUTH_AWAY, AUTH_BUSY, AUTH_REFUSES, SECOND_FACTOR
 
 TIMEOUT: Final = httpx.Timeout(8.0, connect=3.0)
 """Auth computes a password hash, which takes some 100 ms; a person waits this long at most."""
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def verify(url: str, key: str, email: str, password: str) -> UUID | None:
-    """The user of this project whose password that is, None for nobody; Refused when Auth does not say.
+    """The user of this project whose password that is, None for nobody; HTTPException when Auth does not say.
 
     A client for each attempt: signing in changes who a client is. Its tokens are given back and kept nowhere.
     """
@@ -45,14 +46,14 @@ def verify(url: str, key: str, email: str, password: str) -> UUID | None:
         with suppress(AuthError, ValueError):
             client.sign_out({"scope": "local"})
     if user and any(factor.status == "verified" for factor in user.factors or ()):
-        raise Refused(SECOND_FACTOR, 403)
+        raise HTTPException(403, SECOND_FACTOR)
     return UUID(user.id) if user else None
 
 
-def _refused(error: Exception) -> Refused:
+def _refused(error: Exception) -> HTTPException:
     status, code = getattr(error, "status", 0), getattr(error, "code", None)
     # Its message may repeat what was sent; code and status do not.
     logger.warning("Supabase Auth answered a sign-in with %s %s %s", type(error).__name__, status, code)
     if status == BUSY:
-        return Refused(AUTH_BUSY, BUSY, retry_s=60)
-    return Refused(AUTH_REFUSES if 400 <= status < 500 else AUTH_AWAY, 503)  # noqa: PLR2004 - HTTP's 4xx
+        return HTTPException(BUSY, AUTH_BUSY, {"Retry-After": "60"})
+    return HTTPException(503, AUTH_REFUSES if 400 <= status < 500 else AUTH_AWAY)  # noqa: PLR2004 - HTTP's 4xx

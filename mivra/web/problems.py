@@ -10,6 +10,7 @@ from typing import Final
 
 import orjson
 import streamlit as st
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,31 +26,31 @@ CODES: Final = {"PT404": 404, "42501": 403}
 logger = logging.getLogger(__name__)
 
 
-def problem(status: int, title: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A problem document."""
-    body = orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
-    return Response(body, status, headers, media_type="application/problem+json")
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A problem document, under the status's own title."""
+    said = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return Response(orjson.dumps(said), status, headers, media_type="application/problem+json")
 
 
-def refusal(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The same under the status's own title."""
-    return problem(status, HTTPStatus(status).phrase, detail, headers)
-
-
-def answer_to(error: MivraError) -> Response:
+def answer_to(error: Exception) -> Response:
     """What became of a call, said to a program."""
+    if isinstance(error, HTTPException):
+        return problem(error.status_code, error.detail, error.headers)
+    if not isinstance(error, MivraError):
+        logger.error("a request could not be answered", exc_info=error)
+        return problem(500, "This request could not be answered; the log has the reason by its X-Request-Id.")
     code = error.code if isinstance(error, StoreError) else ""
     status = CODES.get(code) or next((s for kind, s in STATUSES.items() if isinstance(error, kind)), 503)
     if status != HTTPStatus.SERVICE_UNAVAILABLE:
-        return refusal(status, str(error))
+        return problem(status, str(error))
     logger.warning("not answered: %s", error)
     # The driver's own words name the server and the user.
-    return refusal(status, (type(error).__doc__ or "").strip(), {"Retry-After": str(RETRY_S)})
+    return problem(status, (type(error).__doc__ or "").strip(), {"Retry-After": str(RETRY_S)})
 
 
 async def no_such_route(request: Request) -> Response:
     """Everything under /api/ that is nothing: else Streamlit would answer 200 with its page."""
-    return problem(404, "Not found", f"There is nothing at {request.url.path}.")
+    return problem(404, f"There is nothing at {request.url.path}.")
 
 
 def script_failed(error: Exception) -> bool:

@@ -18,6 +18,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -68,15 +69,6 @@ PAGE: Final = Template((STATIC / "sign_in.html").read_text(encoding="utf-8"))
 logger = logging.getLogger(__name__)
 
 
-class Refused(MivraError):
-    """Nobody was let in."""
-
-    def __init__(self, sentence: str, status: int, retry_s: int = 0) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.headers = {"Retry-After": str(retry_s)} if retry_s else {}
-
-
 @dataclass(frozen=True, slots=True)
 class Desk:
     """Lets people in: by a password, or by what a provider said of them."""
@@ -84,7 +76,7 @@ class Desk:
     sessions: Sessions
     store: Callable[[], Store]
     verify: Callable[[str, str], UUID | None] | None
-    """The user of an e-mail and a password, None for a wrong one; Refused when that cannot be known."""
+    """The user of an e-mail and a password, None for a wrong one; HTTPException when that cannot be known."""
     providers: dict[str, str]
     """Titles of the OIDC providers by name."""
     login_url: Callable[[str], str]
@@ -127,15 +119,16 @@ class Desk:
         return response
 
     def admit(self, email: str, address: str, who: Callable[[int], str | None], why: str) -> str:
-        """What the cookie of a new session holds; Refused for who has tried too often or has no role."""
+        """What the cookie of a new session holds; HTTPException for who has tried too often or has no role."""
         begun = one(self.store().call("begin_sign_in", email=email, address=address))
         if begun["attempt"] is None:
             minutes = math.ceil(begun["wait_seconds"] / 60)
             in_time = f"in {minutes} minutes" if minutes > 1 else "in a minute"
-            raise Refused(f"Too many attempts. Try again {in_time}.", 429, begun["wait_seconds"])
+            wait = {"Retry-After": str(begun["wait_seconds"])}
+            raise HTTPException(429, f"Too many attempts. Try again {in_time}.", wait)
         try:
             cookie = who(begun["attempt"])
-        except MivraError:
+        except (MivraError, HTTPException):
             # Nobody's password was looked at.
             with suppress(MivraError):
                 self.store().call("take_back_sign_in", attempt=begun["attempt"])
@@ -143,7 +136,7 @@ class Desk:
         if cookie is None:
             self.store().call("sign_in_failed", email=email, address=address, why=why)
             logger.warning("sign-in refused from %s", address)
-            raise Refused(WRONG, 401)
+            raise HTTPException(401, WRONG)
         return cookie
 
     async def _ask(self, request: Request) -> Response:
@@ -168,13 +161,13 @@ class Desk:
         email, next_path = form.get("email", "").strip()[:EMAIL_LENGTH], safe_path(form.get("next", "/"))
         try:
             if self.verify is None or not (email and email.isprintable() and form.get("password")):
-                raise Refused(WRONG, 401)
+                raise HTTPException(401, WRONG)
             args = (email, form["password"], address_of(request))
             cookie = await anyio.to_thread.run_sync(self._by_password, *args, limiter=self.limiter)
             return await anyio.to_thread.run_sync(self.let_in, request, cookie, next_path)
-        except Refused as refused:
-            response = self.page(str(refused), refused.status, next_path, email)
-            response.headers.update(refused.headers)
+        except HTTPException as refused:
+            response = self.page(refused.detail, refused.status_code, next_path, email)
+            response.headers.update(refused.headers or {})
             return response
         except MivraError as error:
             logger.warning("nobody can sign in: %s", error)
