@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import Final
-from uuid import UUID
 
 import streamlit as st
 
 from mivra import runtime
 from mivra.errors import PermissionDenied
 from mivra.store import Store
-from mivra.web.sessions import ROLES, Role, Session, Sessions
+from mivra.web.sessions import ROLES, Person, Role, Sessions
 
 ENDED: Final = "Your session has ended. Sign in again."
 READ_ONLY: Final = "Nothing can be changed from this dashboard: it was started with MIVRA_READ_ONLY."
 UNCONFIRMED: Final = "The database does not answer, so nobody can say what you may do now. Try again when it is back."
-
-
-@dataclass(frozen=True, slots=True)
-class Person:
-    """Who looks at the page."""
-
-    operator_id: UUID | None
-    """None without sign-in."""
-    name: str
-    """E-mail, or operator@host without sign-in."""
-    role: Role
-    signed_in: bool
-    """False without sign-in: then the person is the program itself, and may everything."""
-    confirmed: bool = True
-    """False while the database is away and the session is believed without it."""
 
 
 _sessions: Final[list[Sessions]] = []
@@ -48,9 +31,11 @@ def person() -> Person:
     Raises PermissionDenied when the session has ended, StoreUnavailable when that cannot be known.
     """
     if not _sessions:
-        return Person(None, f"operator@{socket.gethostname()}", "admin", signed_in=False)
-    session = _session()
-    return Person(session.operator_id, session.email, session.role, signed_in=True, confirmed=session.confirmed)
+        return Person(None, f"operator@{socket.gethostname()}", "admin")
+    found = _sessions[0].find(_cookie())
+    if found is None:
+        raise PermissionDenied(ENDED)
+    return found
 
 
 def drawn_for() -> Person:
@@ -87,13 +72,6 @@ def touch() -> None:
     """The person has done something: idle time begins anew; not for a rerun that nobody asked for by hand."""
     if _sessions:
         _sessions[0].touch(_cookie())
-
-
-def _session() -> Session:
-    session = _sessions[0].find(_cookie())
-    if session is None:
-        raise PermissionDenied(ENDED)
-    return session
 
 
 def _cookie() -> str | None:

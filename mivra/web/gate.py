@@ -22,7 +22,7 @@ from mivra.config import LOCAL_NAMES
 from mivra.errors import MivraError
 from mivra.web import oidc, sign_in
 from mivra.web.problems import problem
-from mivra.web.sessions import Session
+from mivra.web.sessions import Person
 from mivra.web.sign_in import Desk
 
 SENTENCE: Final = (
@@ -171,7 +171,7 @@ class SignedIn:
         else:
             await self._app(scope, receive, send)
 
-    async def _look(self, cookie: str | None) -> Session | None:
+    async def _look(self, cookie: str | None) -> Person | None:
         session, is_fresh = self._desk.sessions.recall(cookie)
         return session if is_fresh else await asyncio.to_thread(self._desk.sessions.find, cookie)
 
@@ -200,10 +200,10 @@ class SignedIn:
                 await asyncio.sleep(LOOK_S)
 
 
-def _with_person(scope: Scope, session: Session) -> Scope:
+def _with_person(scope: Scope, person: Person) -> Scope:
     """So that Streamlit lets nobody else take up what a browser tab left."""
     headers = [header for header in scope["headers"] if header[0] != PERSON]
-    return {**scope, "headers": [*headers, (PERSON, str(session.operator_id).encode())]}
+    return {**scope, "headers": [*headers, (PERSON, str(person.operator_id).encode())]}
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, refusal: Response, why: str) -> None:

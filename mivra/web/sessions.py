@@ -48,21 +48,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """An operator who is signed in."""
+class Person:
+    """Who looks: an operator who is signed in, or without sign-in the program itself, which may everything."""
 
-    operator_id: UUID
-    email: str
+    operator_id: UUID | None
+    """None without sign-in."""
+    name: str
+    """E-mail, or operator@host without sign-in."""
     role: Role
     confirmed: bool = True
-    """False while the database is away."""
+    """False while the database is away and the session is believed without it."""
+
+    @property
+    def signed_in(self) -> bool:
+        return self.operator_id is not None
 
 
 @dataclass(slots=True)
 class Known:
     """What is known of a token; without a session it has ended for good, since no token is given twice."""
 
-    session: Session | None
+    session: Person | None
     due: float
     confirmed_at: float
     touched_at: float
@@ -90,7 +96,7 @@ class Sessions:
         self._known: dict[str, Known] = {}
         self._away_until = float("-inf")
         self._lock = threading.Lock()
-        self._flights = Flights[Session | None]()
+        self._flights = Flights[Person | None]()
         self.secure = secure
         # __Host-: no other host of the same domain can set it.
         self.cookie_name = "__Host-mivra_session" if secure else "mivra_session"
@@ -105,7 +111,7 @@ class Sessions:
         self._remember(key, _session(rows[0]))
         return self._signer.sign(token).decode()
 
-    def find(self, cookie: str | None) -> Session | None:
+    def find(self, cookie: str | None) -> Person | None:
         """The session of a cookie, None when it has none any more; MivraError when that cannot be known."""
         session, is_fresh = self.recall(cookie)
         key = self._key(cookie)
@@ -116,7 +122,7 @@ class Sessions:
         except TimeoutError as error:
             raise StoreTimeout from error
 
-    def recall(self, cookie: str | None) -> tuple[Session | None, bool]:
+    def recall(self, cookie: str | None) -> tuple[Person | None, bool]:
         """The session as it is remembered, and whether that is fresh enough; never blocks."""
         key = self._key(cookie)
         known = self._known.get(key) if key else None
@@ -149,7 +155,7 @@ class Sessions:
         except MivraError as error:
             logger.warning("a session was closed in this process only: %s", error)
 
-    def _look(self, key: str) -> Session | None:
+    def _look(self, key: str) -> Person | None:
         known = self._known.get(key)
         if known and self._clock() < known.due:
             # Another thread has asked since recall() said no.
@@ -171,7 +177,7 @@ class Sessions:
             known.session = replace(known.session, confirmed=False)
             return known.session
 
-    def _remember(self, key: str, session: Session | None) -> Session | None:
+    def _remember(self, key: str, session: Person | None) -> Person | None:
         now = self._clock()
         with self._lock:
             before = self._known.pop(key, None)
@@ -190,8 +196,8 @@ class Sessions:
             return None
 
 
-def _session(row: Row) -> Session:
-    return Session(UUID(str(row["operator_id"])), row["operator_email"], row["role"])
+def _session(row: Row) -> Person:
+    return Person(UUID(str(row["operator_id"])), row["operator_email"], row["role"])
 
 
 def _hash(token: str) -> str:

@@ -13,10 +13,9 @@ from streamlit.testing.v1 import AppTest
 from mivra import runtime
 from mivra.errors import PermissionDenied, StoreUnavailable
 from mivra.web import access, cache_keys
-from mivra.web.access import Person
 from mivra.web.deeds import Said
 from mivra.web.router import PAGES
-from mivra.web.sessions import ROLES, Role
+from mivra.web.sessions import ROLES, Person, Role
 from tests.browser.dashboard import open_page
 
 NAMES = [name for pages in PAGES.values() for name, _, _ in pages]
@@ -47,7 +46,7 @@ class Become:
         with psycopg.connect(self._database_url) as connection:
             add = "select operator_id from add_operator(%s, %s, 'test')"
             ((operator_id,),) = connection.execute(add, (email, role)).fetchall()
-        person = Person(uuid.UUID(str(operator_id)), email, role, signed_in=True)
+        person = Person(uuid.UUID(str(operator_id)), email, role)
         self._monkeypatch.setattr(access, "person", lambda: person)
         return person
 

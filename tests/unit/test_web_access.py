@@ -15,7 +15,7 @@ from mivra import runtime
 from mivra.errors import ConfigError, PermissionDenied, StoreUnavailable
 from mivra.web import access
 from mivra.web.gate import Gate, LocalOnly, SignedIn, host_name, is_local
-from mivra.web.sessions import Role, Sessions
+from mivra.web.sessions import Person, Role, Sessions
 from mivra.web.sign_in import Desk, safe_path
 
 
@@ -223,7 +223,7 @@ def let_in(here: Any, monkeypatch: pytest.MonkeyPatch, role: Role = "viewer", fr
 
 
 def test_without_sign_in_the_person_is_the_program_itself(here: Any) -> None:
-    assert access.person() == access.Person(None, f"operator@{socket.gethostname()}", "admin", signed_in=False)
+    assert access.person() == Person(None, f"operator@{socket.gethostname()}", "admin")
     assert access.may_write("admin")
     assert access.writer() is here.store
     access.touch()
@@ -241,7 +241,7 @@ def test_each_role_may_what_the_one_before_it_may(
 
 def test_what_is_written_is_written_on_behalf_of_the_person(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     table = let_in(here, monkeypatch)
-    assert access.person() == access.Person(table.operator, "a@example.com", "viewer", signed_in=True)
+    assert access.person() == Person(table.operator, "a@example.com", "viewer")
     assert access.writer() == ("on behalf of", table.operator)  # type: ignore[comparison-overlap]
 
 
