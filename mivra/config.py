@@ -7,11 +7,11 @@ import difflib
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -27,95 +27,6 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 """Names of this machine."""
 SECRET_LENGTH = 32
 DAY_MINUTES = 1440
-
-
-def setting(variable: str, help_text: str, default: Any = None, *, secret: bool = False) -> Any:
-    """A field of Settings that comes from an environment variable; a secret stays out of the repr."""
-    return field(default=default, repr=not secret, metadata={"variable": variable, "help": help_text})
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """One value a setting; the metadata of each field is what the README's table is tested against."""
-
-    home: Path = setting("MIVRA_HOME", "Folder of the embedded servers, bots and logs", ROOT / ".mivra")
-    database_url: str | None = setting(
-        "DATABASE_URL", "Postgres to use instead of the embedded one (direct or session connection)", secret=True
-    )
-    pooler_url: str | None = setting(
-        "POOLER_URL", "The same Postgres through a pooler in transaction mode; carries all but hints", secret=True
-    )
-    supabase_url: str | None = setting("SUPABASE_URL", "A Supabase project, such as https://abcdefgh.supabase.co")
-    supabase_secret_key: str | None = setting(
-        "SUPABASE_SECRET_KEY", "Its secret key (sb_secret_... or service_role): the program's own", secret=True
-    )
-    supabase_publishable_key: str | None = setting(
-        "SUPABASE_PUBLISHABLE_KEY", "Its publishable key (sb_publishable_... or anon): turns on sign-in by password"
-    )
-    redis_url: str | None = setting("REDIS_URL", "Redis or Valkey to use instead of the embedded one", secret=True)
-    timezone: str | None = setting("MIVRA_TIMEZONE", "Reporting time zone, such as Europe/Berlin; else the database's")
-    currency: str | None = setting("MIVRA_CURRENCY", "Reporting currency, three letters; else the database's")
-    listener: bool = setting("MIVRA_LISTENER", "off: this process shows the bots but does not run them", True)
-    sample_data: bool = setting("MIVRA_SAMPLE_DATA", "off: leave an empty embedded database empty", True)
-    market_csv: Path | None = setting(
-        "MIVRA_MARKET_CSV", "Candles that the paper bots replay (time, open, high, low, close[, volume])"
-    )
-    bot_command: tuple[str, ...] | None = setting(
-        "MIVRA_BOT_COMMAND", "Your own program and its arguments, run for each bot instead of the paper one"
-    )
-
-    read_only: bool = setting("MIVRA_READ_ONLY", "1: nothing can be changed from here, and no bot runs here", False)
-    public_url: str | None = setting(
-        "MIVRA_PUBLIC_URL", "Where browsers find the dashboard, such as https://mivra.example.com; needs sign-in"
-    )
-    cookie_secret: str | None = setting(
-        "MIVRA_COOKIE_SECRET", "Signs cookies, 32 characters or more; else a file in MIVRA_HOME", secret=True
-    )
-    session_idle: int = setting("MIVRA_SESSION_IDLE", "Minutes without a click after which a session ends", 120)
-    log: str = setting("MIVRA_LOG", "json: each line of the log is a JSON object; else text", "text")
-    webhook_url: str | None = setting(
-        "MIVRA_WEBHOOK_URL", "Where alerts are told (Slack-compatible JSON by POST)", secret=True
-    )
-    levels: Path | None = setting("MIVRA_LEVELS", "Your own service levels (TOML) instead of mivra/monitor/levels.toml")
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the database is ours to fill, to reset and to stop."""
-        return not (self.database_url or self.pooler_url or self.supabase_url)
-
-
-def load(environ: Mapping[str, str]) -> Settings:
-    """Settings from environment variables; ConfigError names the variable that is wrong."""
-    known = {f.metadata["variable"]: f.name for f in fields(Settings)}
-    _refuse_unknown(environ, known)
-    values: dict[str, Any] = {
-        name: _CONVERT.get(variable, _url)(variable, environ[variable])
-        for variable, name in known.items()
-        if environ.get(variable)
-    }
-    settings = Settings(**values)
-    _refuse_contradictions(settings)
-    return settings
-
-
-def _refuse_contradictions(settings: Settings) -> None:
-    keys = settings.supabase_secret_key or settings.supabase_publishable_key
-    if keys and not settings.supabase_url:
-        raise ConfigError("SUPABASE_URL is missing: a key alone does not say which project is meant")
-    if settings.supabase_url and not (settings.database_url or settings.pooler_url or settings.supabase_secret_key):
-        raise ConfigError("SUPABASE_SECRET_KEY is missing (or DATABASE_URL): the program needs a right to read")
-    if settings.read_only and (settings.timezone or settings.currency):
-        raise ConfigError("MIVRA_TIMEZONE and MIVRA_CURRENCY are written to the database: not with MIVRA_READ_ONLY")
-
-
-def _refuse_unknown(environ: Mapping[str, str], known: Mapping[str, str]) -> None:
-    for variable in environ:
-        if variable.startswith("MIVRA_") and not variable.startswith("MIVRA_TEST_"):
-            if variable in known or variable in TOLD_TO_BOTS:
-                continue
-            close = difflib.get_close_matches(variable, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"There is no setting {variable}{hint}")
 
 
 def _home(_variable: str, text: str) -> Path:
@@ -172,14 +83,18 @@ def _log(variable: str, text: str) -> str:
     return text
 
 
-def _hook(variable: str, text: str) -> str:
+def _web(text: str) -> SplitResult | None:
     try:
         parts = urlsplit(text)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        is_url = False
+        return None
+    return parts if is_url else None
+
+
+def _hook(variable: str, text: str) -> str:
     # Its path is a secret, so no sentence repeats it.
-    if not is_url or not text.isascii() or not text.isprintable() or " " in text:
+    if _web(text) is None or not text.isascii() or not text.isprintable() or " " in text:
         raise ConfigError(f"{variable} must be a URL that begins with https:// or http://")
     return text
 
@@ -230,36 +145,105 @@ def _url(variable: str, text: str) -> str:
 
 def _site(variable: str, text: str) -> str:
     site = text.rstrip("/")
-    try:
-        parts = urlsplit(site)
-        is_site = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_site = False
-    if not is_site or site != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+    parts = _web(site)
+    if parts is None or site != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         raise ConfigError(f"{variable} must be https:// and a host name, without a path")
     return site
 
 
-_CONVERT: dict[str, Callable[[str, str], object]] = {
-    "MIVRA_HOME": _home,
-    "MIVRA_MARKET_CSV": _file,
-    "MIVRA_BOT_COMMAND": _command,
-    "MIVRA_LISTENER": _switch,
-    "MIVRA_SAMPLE_DATA": _switch,
-    "MIVRA_READ_ONLY": _switch,
-    "MIVRA_TIMEZONE": _timezone,
-    "MIVRA_CURRENCY": _currency,
-    "MIVRA_COOKIE_SECRET": _long,
-    "MIVRA_SESSION_IDLE": _minutes,
-    "MIVRA_PUBLIC_URL": _site,
-    "MIVRA_LOG": _log,
-    "MIVRA_WEBHOOK_URL": _hook,
-    "MIVRA_LEVELS": _file,
-    "SUPABASE_URL": _site,
-    "SUPABASE_SECRET_KEY": _key,
-    "SUPABASE_PUBLISHABLE_KEY": _key,
-}
-"""What a variable's text is read with; the others are URLs."""
+def env(
+    variable: str, read: Callable[[str, str], object], help_text: str, default: Any = None, *, secret: bool = False
+) -> Any:
+    """A field of Settings that comes from an environment variable; a secret stays out of the repr."""
+    return field(default=default, repr=not secret, metadata={"variable": variable, "read": read, "help": help_text})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One value a setting; the metadata of each field is what the README's table is tested against."""
+
+    home: Path = env("MIVRA_HOME", _home, "Folder of the embedded servers, bots and logs", ROOT / ".mivra")
+    database_url: str | None = env(
+        "DATABASE_URL", _url, "Postgres to use instead of the embedded one (direct or session connection)", secret=True
+    )
+    pooler_url: str | None = env(
+        "POOLER_URL", _url, "The same Postgres through a pooler in transaction mode; carries all but hints", secret=True
+    )
+    supabase_url: str | None = env("SUPABASE_URL", _site, "A Supabase project, such as https://abcdefgh.supabase.co")
+    supabase_secret_key: str | None = env(
+        "SUPABASE_SECRET_KEY", _key, "Its secret key (sb_secret_... or service_role): the program's own", secret=True
+    )
+    supabase_publishable_key: str | None = env(
+        "SUPABASE_PUBLISHABLE_KEY",
+        _key,
+        "Its publishable key (sb_publishable_... or anon): turns on sign-in by password",
+    )
+    redis_url: str | None = env("REDIS_URL", _url, "Redis or Valkey to use instead of the embedded one", secret=True)
+    timezone: str | None = env(
+        "MIVRA_TIMEZONE", _timezone, "Reporting time zone, such as Europe/Berlin; else the database's"
+    )
+    currency: str | None = env("MIVRA_CURRENCY", _currency, "Reporting currency, three letters; else the database's")
+    listener: bool = env("MIVRA_LISTENER", _switch, "off: this process shows the bots but does not run them", True)
+    sample_data: bool = env("MIVRA_SAMPLE_DATA", _switch, "off: leave an empty embedded database empty", True)
+    market_csv: Path | None = env(
+        "MIVRA_MARKET_CSV", _file, "Candles that the paper bots replay (time, open, high, low, close[, volume])"
+    )
+    bot_command: tuple[str, ...] | None = env(
+        "MIVRA_BOT_COMMAND", _command, "Your own program and its arguments, run for each bot instead of the paper one"
+    )
+
+    read_only: bool = env(
+        "MIVRA_READ_ONLY", _switch, "1: nothing can be changed from here, and no bot runs here", False
+    )
+    public_url: str | None = env(
+        "MIVRA_PUBLIC_URL", _site, "Where browsers find the dashboard, such as https://mivra.example.com; needs sign-in"
+    )
+    cookie_secret: str | None = env(
+        "MIVRA_COOKIE_SECRET", _long, "Signs cookies, 32 characters or more; else a file in MIVRA_HOME", secret=True
+    )
+    session_idle: int = env("MIVRA_SESSION_IDLE", _minutes, "Minutes without a click after which a session ends", 120)
+    log: str = env("MIVRA_LOG", _log, "json: each line of the log is a JSON object; else text", "text")
+    webhook_url: str | None = env(
+        "MIVRA_WEBHOOK_URL", _hook, "Where alerts are told (Slack-compatible JSON by POST)", secret=True
+    )
+    levels: Path | None = env(
+        "MIVRA_LEVELS", _file, "Your own service levels (TOML) instead of mivra/monitor/levels.toml"
+    )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is ours to fill, to reset and to stop."""
+        return not (self.database_url or self.pooler_url or self.supabase_url)
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Settings from environment variables; ConfigError names the variable that is wrong."""
+    known = {f.metadata["variable"]: f for f in fields(Settings)}
+    _refuse_unknown(environ, known)
+    given = {f.name: f.metadata["read"](name, environ[name]) for name, f in known.items() if environ.get(name)}
+    settings = Settings(**given)
+    _refuse_contradictions(settings)
+    return settings
+
+
+def _refuse_contradictions(settings: Settings) -> None:
+    keys = settings.supabase_secret_key or settings.supabase_publishable_key
+    if keys and not settings.supabase_url:
+        raise ConfigError("SUPABASE_URL is missing: a key alone does not say which project is meant")
+    if settings.supabase_url and not (settings.database_url or settings.pooler_url or settings.supabase_secret_key):
+        raise ConfigError("SUPABASE_SECRET_KEY is missing (or DATABASE_URL): the program needs a right to read")
+    if settings.read_only and (settings.timezone or settings.currency):
+        raise ConfigError("MIVRA_TIMEZONE and MIVRA_CURRENCY are written to the database: not with MIVRA_READ_ONLY")
+
+
+def _refuse_unknown(environ: Mapping[str, str], known: Collection[str]) -> None:
+    for variable in environ:
+        if variable.startswith("MIVRA_") and not variable.startswith("MIVRA_TEST_"):
+            if variable in known or variable in TOLD_TO_BOTS:
+                continue
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"There is no setting {variable}{hint}")
 
 
 def environ_of(settings: Settings) -> dict[str, str]:
