@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -31,7 +31,7 @@ from mivra.errors import MivraError
 from mivra.web.access import READ_ONLY
 from mivra.web.api_endpoints import ENDPOINTS, PATHS, PROBES, Asked, Endpoint
 from mivra.web.gate import EVENTS
-from mivra.web.limits import Limit
+from mivra.web.limits import Limit, body_of
 from mivra.web.problems import RETRY_S, answer_to
 from mivra.web.sessions import ROLES
 from mivra.web.sign_in import address_of
@@ -40,7 +40,6 @@ from mivra.web.tokens import Token, Tokens
 REALM: Final = 'Bearer realm="mivra"'
 BODY_BYTES: Final = 64 * 1024
 BODY_S: Final = 10.0
-"""A body is sent in one piece; who takes longer keeps a connection open on purpose."""
 CALLS: Final = (100.0, 200)
 """Of one token: a second, and at once."""
 FAILURES: Final = (1 / 3, 20)
@@ -207,23 +206,8 @@ async def _body(request: Request, endpoint: Endpoint) -> Any:
         return None
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "Send application/json.")
-    try:
-        with anyio.fail_after(BODY_S):
-            data = await _read_body(request)
-    except TimeoutError:
-        raise HTTPException(408, f"The body did not come within {BODY_S:.0f} s.") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "The request ended early.") from None
+    data = await body_of(request, BODY_BYTES, BODY_S)
     return _checked(lambda: msgspec.json.decode(data, type=endpoint.body))
-
-
-async def _read_body(request: Request) -> bytes:
-    data = b""
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > BODY_BYTES:
-            raise HTTPException(413, f"A body has {BODY_BYTES} bytes at most.")
-    return data
 
 
 def _checked(parse: Callable[[], T]) -> T:

@@ -1,10 +1,14 @@
-"""How much one caller may ask: so many a second, and a burst of more."""
+"""How much one caller may ask: so many a second, and a burst of more; so many bytes, within so many seconds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
 from typing import Final
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 
 SIZE: Final = 10_000
 """Callers remembered; the ones that asked longest ago make room."""
@@ -31,3 +35,19 @@ class Limit:
         while len(self._full_at) >= SIZE:
             del self._full_at[next(iter(self._full_at))]
         self._full_at[caller] = full_at + self._every_s
+
+
+async def body_of(request: Request, max_bytes: int, max_s: float) -> bytes:
+    """What was sent, in one piece: who takes longer keeps a connection open on purpose. HTTPException says why not."""
+    data = b""
+    try:
+        with anyio.fail_after(max_s):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > max_bytes:
+                    raise HTTPException(413, f"A body has {max_bytes} bytes at most.")
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not come within {max_s:.0f} s.") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "The request ended early.") from None
+    return data

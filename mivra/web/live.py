@@ -1,6 +1,6 @@
-"""Pushes "something changed" to every open page: a counter a topic, one event stream a page, a rerun only when needed.
+"""Pushes "something changed" to every open page: a mark a topic, one event stream a page, a rerun only when needed.
 
-The counter is a level, not an event: a page knows the mark that it was drawn at, and asks for a rerun while the
+The mark is a level, not an event: a page knows the mark that it was drawn at, and asks for a rerun while the
 server's mark is another one. So nothing is lost while a connection is away, a restart is one rerun, and a thousand
 changes between two looks are one.
 """
@@ -8,15 +8,14 @@ changes between two looks are one.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import signal
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, Literal
 
+import anyio
 import orjson
 import streamlit as st
 from starlette.requests import Request
@@ -43,15 +42,12 @@ STATIC: Final = Path(__file__).parent / "static"
 
 
 class Hub:
-    """Counts changes from any thread and wakes the streams of one event loop."""
+    """Hears of changes from any thread and wakes the streams of one event loop."""
 
     def __init__(self) -> None:
-        self._boot = uuid.uuid4().hex[:8]
-        self._counts = {"bots": itertools.count(1), "data": itertools.count(1)}
-        self._marks = dict.fromkeys(self._counts, f"{self._boot}.0")
+        self._marks = {"bots": _new_mark(), "data": _new_mark()}
         self._waiting: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = threading.Lock()
         self.closing = False
 
     def open(self) -> None:
@@ -60,11 +56,11 @@ class Hub:
 
     def publish(self, topic: str) -> None:
         """Something of this topic changed; called from any thread."""
-        with self._lock:
-            if topic not in self._counts:
-                return
-            self._marks[topic] = f"{self._boot}.{next(self._counts[topic])}"
-        self._wake_soon()
+        if topic not in self._marks:
+            return
+        self._marks[topic] = _new_mark()
+        if self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake)
 
     def mark(self, topic: Topic) -> str:
         """What a page was drawn at; taken before its data is read, so that a change meanwhile counts as one."""
@@ -85,34 +81,29 @@ class Hub:
             while not self.closing:
                 changed.clear()
                 yield self._message()
-                await self._quiet(changed)
+                await asyncio.sleep(COALESCE_S)
                 while not self.closing and not await _set_within(changed, PING_S):
                     yield b": ping\n\n"
         finally:
             self._waiting.discard(changed)
 
-    async def _quiet(self, changed: asyncio.Event) -> None:
-        if not self.closing:
-            await asyncio.sleep(COALESCE_S)
-
     def _message(self) -> bytes:
         return b"data: " + orjson.dumps({**self._marks, "now": time.time() * 1000}) + b"\n\n"
-
-    def _wake_soon(self) -> None:
-        if self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         for changed in tuple(self._waiting):
             changed.set()
 
 
+def _new_mark() -> str:
+    """One that no start of the server has had before."""
+    return uuid.uuid4().hex[:16]
+
+
 async def _set_within(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True
+    with anyio.move_on_after(timeout_s):
+        await event.wait()
+    return event.is_set()
 
 
 hub: Final = Hub()

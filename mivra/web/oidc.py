@@ -84,12 +84,8 @@ async def exchange(desk: Desk, request: Request, claims: Mapping[str, object]) -
     """A session for who comes back from a provider; Streamlit's own cookies are taken away in any case."""
     try:
         response = await anyio.to_thread.run_sync(_exchange, desk, request, claims)
-    except HTTPException as refused:
-        sentence = sign_in.NO_ROLE if refused.detail == sign_in.WRONG else refused.detail
-        response = desk.page(sentence, refused.status_code)
-    except MivraError as error:
-        logger.warning("nobody can sign in: %s", error)
-        response = desk.page(sign_in.AWAY, 503)
+    except (MivraError, HTTPException) as error:
+        response = desk.refused(error)
     for name in request.cookies:
         if name.startswith(USER_COOKIE_NAME) or name == NEXT_COOKIE:
             response.delete_cookie(name)
@@ -105,8 +101,9 @@ def _exchange(desk: Desk, request: Request, claims: Mapping[str, object]) -> Res
         raise HTTPException(403, UNVERIFIED)
 
     # A provider's word is no guess: guesses at the password do not keep its owner out. Who has no role is counted.
+    why = f"no role ({claims.get('provider')})"
     cookie = desk.sessions.open("oidc", address, email=email) or desk.admit(
-        email, address, lambda _attempt: None, f"no role ({claims.get('provider')})"
+        email, address, lambda _attempt: None, why, sign_in.NO_ROLE
     )
     return desk.let_in(request, cookie, safe_path(unquote(request.cookies.get(NEXT_COOKIE, "/"))))
 

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from mivra.errors import MivraError
 from mivra.store import Store, one
+from mivra.web.limits import body_of
 from mivra.web.sessions import Sessions
 
 WRONG: Final = "E-mail and password do not match an account with a role here."
@@ -42,7 +43,6 @@ FORM_BYTES: Final = 4096
 EMAIL_LENGTH: Final = 200
 """As the database has it."""
 FORM_S: Final = 10.0
-"""A form is sent in one piece; who takes longer keeps a connection open on purpose."""
 AT_ONCE: Final = 8
 """Passwords looked at at the same time: a slow Auth does not take the threads of the pages."""
 NEXT_S: Final = 600
@@ -118,8 +118,11 @@ class Desk:
         )
         return response
 
-    def admit(self, email: str, address: str, who: Callable[[int], str | None], why: str) -> str:
-        """What the cookie of a new session holds; HTTPException for who has tried too often or has no role."""
+    def admit(self, email: str, address: str, who: Callable[[int], str | None], why: str, sentence: str) -> str:
+        """What the cookie of a new session holds; HTTPException for who has tried too often or is nobody here.
+
+        `why` goes to the audit trail, the sentence to the page.
+        """
         begun = one(self.store().call("begin_sign_in", email=email, address=address))
         if begun["attempt"] is None:
             minutes = math.ceil(begun["wait_seconds"] / 60)
@@ -136,8 +139,17 @@ class Desk:
         if cookie is None:
             self.store().call("sign_in_failed", email=email, address=address, why=why)
             logger.warning("sign-in refused from %s", address)
-            raise HTTPException(401, WRONG)
+            raise HTTPException(401, sentence)
         return cookie
+
+    def refused(self, error: MivraError | HTTPException, next_path: str = "/", email: str = "") -> Response:
+        """The sign-in page for who was not let in, or cannot be now."""
+        if isinstance(error, HTTPException):
+            response = self.page(error.detail, error.status_code, next_path, email)
+            response.headers.update(error.headers or {})
+            return response
+        logger.warning("nobody can sign in: %s", error)
+        return self.page(AWAY, 503, next_path, email)
 
     async def _ask(self, request: Request) -> Response:
         failed = PROVIDER_FAILED if "failed" in request.query_params else ""
@@ -165,13 +177,8 @@ class Desk:
             args = (email, form["password"], address_of(request))
             cookie = await anyio.to_thread.run_sync(self._by_password, *args, limiter=self.limiter)
             return await anyio.to_thread.run_sync(self.let_in, request, cookie, next_path)
-        except HTTPException as refused:
-            response = self.page(refused.detail, refused.status_code, next_path, email)
-            response.headers.update(refused.headers or {})
-            return response
-        except MivraError as error:
-            logger.warning("nobody can sign in: %s", error)
-            return self.page(AWAY, 503, next_path, email)
+        except (MivraError, HTTPException) as error:
+            return self.refused(error, next_path, email)
 
     def _by_password(self, email: str, password: str, address: str) -> str:
         def who(attempt: int) -> str | None:
@@ -179,7 +186,7 @@ class Desk:
             user_id = self.verify(email, password)
             return self.sessions.open("password", address, user_id=user_id, attempt=attempt) if user_id else None
 
-        return self.admit(email, address, who, "wrong password, or no role")
+        return self.admit(email, address, who, "wrong password, or no role", WRONG)
 
     async def _ask_out(self, _request: Request) -> Response:
         return document("Sign out", OUT)
@@ -236,13 +243,8 @@ async def _static(request: Request) -> Response:
 
 async def _form(request: Request) -> dict[str, str] | None:
     """The fields of a form; None for what is none."""
-    body = b""
     try:
-        with anyio.fail_after(FORM_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > FORM_BYTES:
-                    return None
-        return {name: values[0] for name, values in parse_qs(body.decode("utf-8"), max_num_fields=10).items()}
-    except (TimeoutError, ValueError):
+        text = (await body_of(request, FORM_BYTES, FORM_S)).decode("utf-8")
+        return {name: values[0] for name, values in parse_qs(text, max_num_fields=10).items()}
+    except (HTTPException, ValueError):
         return None
