@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ from mivra import config, logs, runtime
 from mivra.errors import ConfigError, MivraError
 from mivra.store import Store
 from mivra.web import access, gate, live, oidc, passwords, problems
-from mivra.web.api import Api, answers
+from mivra.web.api import Api
 from mivra.web.boot import boot, say
 from mivra.web.sessions import Sessions, cookie_secret
 from mivra.web.sign_in import Desk
@@ -91,10 +92,7 @@ def signed_in(
     inside: ASGIApp, settings: config.Settings, origin: str | None, providers: dict[str, str], *, by_password: bool
 ) -> ASGIApp:
     """The door for who has a session."""
-
-    def verify(email: str, password: str) -> Any:
-        return passwords.verify(str(settings.supabase_url), str(settings.supabase_publishable_key), email, password)
-
+    verify = partial(passwords.verify, str(settings.supabase_url), str(settings.supabase_publishable_key))
     sessions = Sessions(
         store,
         settings.cookie_secret or cookie_secret(settings.home),
@@ -107,7 +105,7 @@ def signed_in(
     say(f"everybody signs in, at {origin or 'this machine only: MIVRA_PUBLIC_URL is not set'}")
     if not sessions.secure and not names <= config.LOCAL_NAMES:
         say("MIVRA_PUBLIC_URL is not https: passwords and cookies can be read on their way")
-    return gate.SignedIn(inside, desk, names, away=start_again, is_programs=answers)
+    return gate.SignedIn(inside, desk, names, away=start_again)
 
 
 def store() -> Store:
@@ -143,7 +141,7 @@ app = st.App(
     config.ROOT / "mivra" / "web" / "router.py",
     lifespan=lifespan,
     routes=[
-        Route(gate.EVENTS, live.events, methods=METHODS),
+        Route(live.EVENTS, live.events, methods=METHODS),
         Route("/api/{path:path}", problems.no_such_route, methods=METHODS),
         Route("/api", problems.no_such_route, methods=METHODS),
     ],

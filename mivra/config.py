@@ -53,10 +53,20 @@ def _command(variable: str, text: str) -> tuple[str, ...]:
     return (str(Path(found).absolute()), *arguments)
 
 
-def _switch(variable: str, text: str) -> bool:
-    if text.lower() not in ("on", "off", "1", "0"):
-        raise ConfigError(f'{variable} is "{text}"; write on or off')
-    return text.lower() in ("on", "1")
+def _written(pattern: str, hint: str, convert: Callable[[str], Any] = str) -> Callable[[str, str], Any]:
+    """A reader of what is no secret, and has one form."""
+
+    def read(variable: str, text: str) -> Any:
+        if not re.fullmatch(pattern, text):
+            raise ConfigError(f'{variable} is "{text}"; write {hint}')
+        return convert(text)
+
+    return read
+
+
+_switch = _written("(?i)on|off|1|0", "on or off", lambda text: text.lower() in ("on", "1"))
+_log = _written("json|text", "json or text")
+_currency = _written("[A-Z]{3}", "three capital letters such as USD")
 
 
 def _key(variable: str, text: str) -> str:
@@ -75,12 +85,6 @@ def key_kind(key: str) -> Literal["secret", "publishable"] | None:
         return {"service_role": "secret", "anon": "publishable"}.get(claims["role"])  # type: ignore[return-value]
     except (IndexError, ValueError, KeyError, TypeError, msgspec.DecodeError):
         return None
-
-
-def _log(variable: str, text: str) -> str:
-    if text not in ("json", "text"):
-        raise ConfigError(f'{variable} is "{text}"; write json or text')
-    return text
 
 
 def _web(text: str) -> SplitResult | None:
@@ -118,12 +122,6 @@ def _timezone(_variable: str, text: str) -> str:
         raise ConfigError(
             f'MIVRA_TIMEZONE: there is no time zone "{text}"; write a name such as Europe/Berlin'
         ) from error
-    return text
-
-
-def _currency(_variable: str, text: str) -> str:
-    if not (len(text) == 3 and text.isascii() and text.isupper()):  # noqa: PLR2004 - ISO 4217 codes have three letters
-        raise ConfigError(f'MIVRA_CURRENCY is "{text}"; write three capital letters such as USD')
     return text
 
 

@@ -30,8 +30,8 @@ from mivra import runtime
 from mivra.errors import MivraError
 from mivra.web.access import READ_ONLY
 from mivra.web.api_endpoints import ENDPOINTS, PATHS, PROBES, Asked, Endpoint
-from mivra.web.gate import EVENTS
 from mivra.web.limits import Limit, body_of
+from mivra.web.live import EVENTS
 from mivra.web.problems import RETRY_S, answer_to
 from mivra.web.sessions import ROLES
 from mivra.web.sign_in import address_of

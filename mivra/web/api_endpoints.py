@@ -40,10 +40,6 @@ class Input(Struct, forbid_unknown_fields=True, frozen=True):
     """What a caller sends; what is not known is refused, since it was meant to do something."""
 
 
-class Nothing(Input, frozen=True):
-    pass
-
-
 class StatsQuery(Input, frozen=True):
     window: Literal["1m", "1h", "24h"] = "24h"
 
@@ -162,7 +158,7 @@ class Endpoint:
     gives: Any
     """The type of the answer's JSON, or the media type of what is none."""
     status: int = 200
-    query: type[Input] = Nothing
+    query: type[Input] = Input
     body: Any = None
     also: tuple[int, ...] = ()
     """Other statuses of the endpoint's own."""

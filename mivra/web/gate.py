@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mivra.config import LOCAL_NAMES
 from mivra.errors import MivraError
-from mivra.web import oidc, sign_in
+from mivra.web import api, oidc, sign_in
+from mivra.web.live import EVENTS
 from mivra.web.problems import problem
 from mivra.web.sessions import Person
 from mivra.web.sign_in import Desk
@@ -39,7 +40,6 @@ SEE_OTHER: Final = 303
 PERSON: Final = b"x-mivra-person"
 """Header by which Streamlit is told who it is (.streamlit/config.toml); what a client says of itself is removed."""
 PROBES: Final = ("/_stcore/health", "/livez", "/readyz")
-EVENTS: Final = "/api/events"
 ASSETS: Final = ("/_stcore/", "/static/", "/media/", "/component/", "/app/static/")
 """What is no page: a redirect would be read as the thing itself."""
 
@@ -116,21 +116,11 @@ class SignedIn:
     they come by an address: they say that the process is there, or ready, and nothing else.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        desk: Desk,
-        names: frozenset[str],
-        *,
-        away: Callable[[], None],
-        is_programs: Callable[[Scope], bool] = lambda _scope: False,
-    ) -> None:
-        """is_programs: what the application asks a token for by itself."""
+    def __init__(self, app: ASGIApp, desk: Desk, names: frozenset[str], *, away: Callable[[], None]) -> None:
         self._app = app
         self._desk = desk
         self._names = names
         self._front = desk.app()
-        self._is_programs = is_programs
         self._away = away
         """Called when the database cannot be asked, so that a start that failed is tried again."""
 
@@ -140,7 +130,7 @@ class SignedIn:
             await self._app(scope, receive, send)
         elif _name(scope) not in self._names:
             await _refuse(scope, receive, send, PlainTextResponse(OTHER_NAME, 403), "another name")
-        elif self._is_programs(scope):
+        elif api.answers(scope):
             await self._app(scope, receive, send)
         elif is_http and path.removeprefix("/").partition("/")[0] in ("sign-in", "sign-out"):
             await self._front(scope, receive, send)

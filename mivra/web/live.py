@@ -38,6 +38,7 @@ EXIT_LOOK_S: Final = 0.25
 GESTURE_S: Final = 60.0
 """A click is told with the next rerun; somewhere on a page that is every ten seconds."""
 
+EVENTS: Final = "/api/events"
 STATIC: Final = Path(__file__).parent / "static"
 
 

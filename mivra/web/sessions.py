@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
@@ -210,15 +211,11 @@ def cookie_secret(home: Path) -> str:
     if not file.exists():
         home.mkdir(parents=True, exist_ok=True)
         # Readable by its owner alone, and complete before it has its name.
-        descriptor, draft = tempfile.mkstemp(dir=home)
-        with os.fdopen(descriptor, "w") as text:
-            text.write(secrets.token_hex(32))
-        try:
-            os.link(draft, file)
-        except FileExistsError:
-            pass
-        finally:
-            Path(draft).unlink()
+        with tempfile.NamedTemporaryFile("w", dir=home) as draft:
+            draft.write(secrets.token_hex(32))
+            draft.flush()
+            with suppress(FileExistsError):
+                os.link(draft.name, file)
     secret = file.read_text()
     if len(secret) < SECRET_LENGTH:
         raise ConfigError(f"{file} is damaged; remove it, and everybody signs in again")

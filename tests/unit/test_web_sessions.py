@@ -251,13 +251,13 @@ def test_the_secret_of_a_home_is_made_once_and_is_its_owners_alone(tmp_path: Pat
 
 
 def test_who_is_faster_makes_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tempfile.mkstemp
+    real = tempfile.NamedTemporaryFile
 
-    def slow(**options: Any) -> tuple[int, str]:
+    def slow(*args: Any, **options: Any) -> Any:
         (tmp_path / "cookie_secret").write_text("x" * 64)
-        return real(**options)
+        return real(*args, **options)
 
-    monkeypatch.setattr(tempfile, "mkstemp", slow)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", slow)
     assert cookie_secret(tmp_path) == "x" * 64
 
 
