@@ -16,7 +16,6 @@ from mivra.web.tokens import hashed, made
 
 
 def add_commands(commands: Any) -> None:
-    """To the subparsers of the program."""
     operators = commands.add_parser("operator", help="say who may use the dashboard, and as what")
     _add_operator_commands(operators.add_subparsers(required=True, metavar="COMMAND"))
     tokens = commands.add_parser("token", help="let a program use the HTTP API")

@@ -236,9 +236,8 @@ def _refuse_contradictions(settings: Settings) -> None:
 
 def _refuse_unknown(environ: Mapping[str, str], known: Collection[str]) -> None:
     for variable in environ:
-        if variable.startswith("MIVRA_") and not variable.startswith("MIVRA_TEST_"):
-            if variable in known or variable in TOLD_TO_BOTS:
-                continue
+        is_ours = variable.startswith("MIVRA_") and not variable.startswith("MIVRA_TEST_")
+        if is_ours and variable not in (*known, *TOLD_TO_BOTS):
             close = difflib.get_close_matches(variable, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"There is no setting {variable}{hint}")

@@ -234,7 +234,6 @@ def document(_asked: Asked) -> Response:
 
 @functools.cache
 def served() -> bytes:
-    """The OpenAPI document."""
     return msgspec.json.encode(openapi.document(_TABLE, [label.partition(" ")[2] for label in PROBES]))
 
 

@@ -62,9 +62,8 @@ class Boot:
 
     def end(self) -> None:
         """Stop what was started; a start under way is waited for, so that no server is left behind."""
-        thread = self._thread
-        if thread:
-            thread.join()
+        if self._thread:
+            self._thread.join()
         if self.state == "ready":
             self._stop()
 

@@ -30,7 +30,6 @@ class Limit:
         return max(0.0, ahead_s - self._burst_s)
 
     def count(self, caller: Hashable) -> None:
-        """The caller has asked."""
         full_at = max(self._full_at.pop(caller, 0.0), self._clock())
         while len(self._full_at) >= SIZE:
             del self._full_at[next(iter(self._full_at))]

@@ -121,7 +121,6 @@ async def watch_exit() -> None:
 
 
 async def events(request: Request) -> Response:
-    """GET /api/events: the event stream."""
     if request.method != "GET":
         return problem(405, "The event stream is read with GET.", {"Allow": "GET"})
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

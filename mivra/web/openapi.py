@@ -29,7 +29,6 @@ class Problem(msgspec.Struct):
 
 
 def document(endpoints: Iterable[Endpoint], probes: Iterable[str]) -> dict[str, Any]:
-    """OpenAPI 3.1, as a JSON object."""
     components: dict[str, Any] = {}
     _schema(Problem, components)
     paths: dict[str, dict[str, Any]] = {path: {"get": _probe(path)} for path in probes}

@@ -86,7 +86,6 @@ class Desk:
     limiter: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(AT_ONCE))
 
     def app(self) -> Starlette:
-        """/sign-in and /sign-out."""
         return Starlette(
             routes=[
                 Route("/sign-in", self._ask, methods=["GET"]),

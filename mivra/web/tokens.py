@@ -106,7 +106,6 @@ class Tokens:
 
 
 def made() -> str:
-    """A new one."""
     return f"mivra_{secrets.token_urlsafe(32)}"
 
 
