@@ -69,11 +69,10 @@ def door(inside: ASGIApp) -> ASGIApp:
     logging.getLogger(Api.__module__).setLevel(logging.INFO)
     # It tells of each page that is opened and closed.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    origin = _origin(settings.public_url)
-    providers = oidc.providers(origin)
+    providers = oidc.providers(settings.public_url)
     by_password = bool(settings.supabase_url and settings.supabase_publishable_key)
     if providers or by_password:
-        return signed_in(inside, settings, origin, providers, by_password=by_password)
+        return signed_in(inside, settings, providers, by_password=by_password)
     if exposed:
         raise ConfigError(UNGUARDED.format(exposed=exposed))
     say("there is no sign-in: only this machine is answered")
@@ -88,10 +87,9 @@ def listens_on() -> str:
     return str(told.host)
 
 
-def signed_in(
-    inside: ASGIApp, settings: config.Settings, origin: str | None, providers: dict[str, str], *, by_password: bool
-) -> ASGIApp:
+def signed_in(inside: ASGIApp, settings: config.Settings, providers: dict[str, str], *, by_password: bool) -> ASGIApp:
     """The door for who has a session."""
+    origin = settings.public_url
     verify = partial(passwords.verify, str(settings.supabase_url), str(settings.supabase_publishable_key))
     sessions = Sessions(
         store,
@@ -128,13 +126,6 @@ def start_again() -> None:
     """With sign-in nobody sees the button for it."""
     if boot.state == "failed" and boot.retryable:
         boot.begin()
-
-
-def _origin(url: str | None) -> str | None:
-    """As a browser writes it: without the port that goes without saying."""
-    parts = urlsplit((url or "").lower())
-    usual = {"https": ":443", "http": ":80"}.get(parts.scheme, "")
-    return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}" if url else None
 
 
 app = st.App(

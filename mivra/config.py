@@ -142,11 +142,12 @@ def _url(variable: str, text: str) -> str:
 
 
 def _site(variable: str, text: str) -> str:
-    site = text.rstrip("/")
+    site = text.rstrip("/").lower()
     parts = _web(site)
     if parts is None or site != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         raise ConfigError(f"{variable} must be https:// and a host name, without a path")
-    return site
+    # As a browser writes it: without the port that goes without saying.
+    return site.removesuffix({"https": ":443", "http": ":80"}[parts.scheme])
 
 
 def env(

@@ -167,6 +167,19 @@ def test_a_url_may_end_in_a_slash() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("https://Mivra.Example:443", "https://mivra.example"),
+        ("http://mivra.example:80/", "http://mivra.example"),
+        ("https://mivra.example:80", "https://mivra.example:80"),
+        ("HTTP://[::1]:8501", "http://[::1]:8501"),
+    ],
+)
+def test_the_public_url_is_written_as_a_browser_writes_an_origin(given: str, origin: str) -> None:
+    assert load({"MIVRA_PUBLIC_URL": given}).public_url == origin
+
+
+@pytest.mark.parametrize(
     "kind", ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"]
 )
 def test_every_kind_of_redis_may_be_named(kind: str) -> None:
