@@ -34,6 +34,8 @@ BOUND_S: Final = 2.0
 """What answers later is as good as away."""
 LATE_S: Final = 5.0
 """The tables are read once a second; a pause of this length is no chance."""
+VERSION: Final[str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+"""Of the code that runs: a file that is newer is not yet what runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,5 +220,4 @@ def _disk(case: Case) -> Iterator[Finding]:
 
 
 def _version(_case: Case) -> Iterator[Finding]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    yield ok(f"Mivra {project['version']} on Python {platform.python_version()}")
+    yield ok(f"Mivra {VERSION} on Python {platform.python_version()}")

@@ -297,3 +297,9 @@ def test_a_folder_that_cannot_be_written_to_is_wrong(scene: Scene, tmp_path: Pat
     line = scene.line("disk")
     assert line.verdict == "wrong"
     assert line.advice
+
+
+def test_the_version_is_of_the_code_that_runs(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "9.9.9"\n')
+    monkeypatch.setattr(health, "ROOT", tmp_path)
+    assert scene.line("version").text.startswith(f"Mivra {health.VERSION} on Python ")
