@@ -108,7 +108,9 @@ def _pool(here: Runtime) -> Iterator[Metric]:
 def _states(here: Runtime) -> Iterator[Metric]:
     board, listener = here.board, here.listener.state() if here.listener else None
     yield GaugeMetricFamily("mivra_database_up", "Whether the bots could be read", not board.error)
-    yield GaugeMetricFamily("mivra_redis_up", "Whether Redis answers", here.remote.breaker.closed)
+    redis = here.remote.state()
+    if redis.configured:
+        yield GaugeMetricFamily("mivra_redis_up", "Whether Redis answers; absent where there is none", redis.available)
     yield GaugeMetricFamily("mivra_cache_entries", "Entries that this process holds", len(here.region.held()))
     yield GaugeMetricFamily("mivra_kill_switch", "Whether no orders are placed", board.kill_switch.engaged)
     acting = bool(listener and listener.acting)

@@ -15,6 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from mivra import analytics, config, runtime
+from mivra.cache.remote import RemoteTier
 from mivra.errors import InvalidData
 from mivra.monitor.metrics import exposition
 from mivra.runtime import Runtime
@@ -157,3 +158,9 @@ def test_without_redis_nothing_is_forgotten(here: Runtime, valkey: Process) -> N
     for name in (name for name, metric in before.items() if metric.type == "counter"):
         now = {tuple(one.labels.items()): one.value for one in found[name].samples}
         assert all(one.value <= now[tuple(one.labels.items())] for one in before[name].samples)
+
+
+def test_a_redis_that_nobody_set_is_neither_up_nor_down(here: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "absent where there is none" in scraped(here)["mivra_redis_up"].documentation
+    monkeypatch.setattr(here, "remote", RemoteTier(None))
+    assert "mivra_redis_up" not in scraped(here)
