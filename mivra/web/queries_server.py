@@ -24,6 +24,13 @@ FACTS_S: Final = 10
 """Where a moment ago is as good as now, the server is asked this often at most, whoever looks."""
 STATEMENTS_S: Final = 60
 """Means since the server's statistics began: a minute does not change them."""
+FAILED_S: Final = 3
+"""So long one failure is everybody's: a server that is back is seen soon, and one that hangs is not asked by each."""
+FACTS: Final[dict[str, Callable[[Store], Any]]] = {
+    "activity": server.activity,
+    "tables": server.tables,
+    "indexes": server.indexes,
+}
 HIT_TARGET: Final = 0.99
 """Of less, memory is too small for the data (PgHero's limit)."""
 LISTS: Final[dict[str, tuple[str, Sequence[Column], str]]] = {
@@ -37,24 +44,33 @@ LISTS: Final[dict[str, tuple[str, Sequence[Column], str]]] = {
 
 
 @st.cache_resource(ttl=STATEMENTS_S, show_spinner=False)
-def statements() -> tuple[Statements | None, str | None]:
-    """Of a moment ago; or why they cannot be read, which is not asked again at once."""
-    return _ask(server.statements)
+def _statements() -> Statements:
+    return server.statements(runtime.current().store)
 
 
 @st.cache_resource(ttl=FACTS_S, show_spinner=False)
-def facts() -> tuple[Any, ...]:
-    """Activity, tables and indexes of a moment ago, each as statements()."""
-    return _ask(server.activity), _ask(server.tables), _ask(server.indexes)
+def _fact(name: str) -> Any:
+    return FACTS[name](runtime.current().store)
 
 
-def _ask(read: Callable[[Store], T]) -> tuple[T | None, str | None]:
-    here = runtime.current()
-    if here.board.error:
+@st.cache_resource(ttl=FAILED_S, show_spinner=False)
+def statements() -> tuple[Statements | None, str | None]:
+    """Of a moment ago; or why they cannot be read, which is asked again after seconds."""
+    return _asked(_statements)
+
+
+@st.cache_resource(ttl=FAILED_S, show_spinner=False)
+def fact(name: str) -> tuple[Any, str | None]:
+    """One of FACTS, as statements()."""
+    return _asked(lambda: _fact(name))
+
+
+def _asked(read: Callable[[], T]) -> tuple[T | None, str | None]:
+    if away := runtime.current().board.error:
         # Nobody waits for each of the questions to hear it again.
-        return None, here.board.error
+        return None, away
     try:
-        return read(here.store), None
+        return read(), None
     except MivraError as error:
         return None, str(error)
 
@@ -63,17 +79,17 @@ def _ask(read: Callable[[Store], T]) -> tuple[T | None, str | None]:
 def draw() -> None:
     """Everything that the server tells; what it does not tell is a sentence with the way to it."""
     mark = live.hub.mark("data")
-    (activity, why), sizes, indexes = facts()
+    activity, why = fact("activity")
     if activity:
         _summary(activity)
         _list("long-running", activity.running, activity.why)
         _list("locks", activity.blocked)
-    else:
+    elif why:
         st.error(fmt.sentence(why), icon=":material/error:", title="The server does not tell what it does")
     found, why = statements()
     _list("statements", found.statements if found else (), found.why if found else why)
-    _list("tables", *sizes)
-    _list("indexes", *indexes)
+    _list("tables", *fact("tables"))
+    _list("indexes", *fact("indexes"))
     live.mount("data", mark, key="live_server", idle_s=FACTS_S)
 
 
