@@ -11,12 +11,14 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC
+from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -27,6 +29,8 @@ from mivra.errors import StoreError
 from mivra.logs import masked, unlinked
 from mivra.monitor.alerts import Firing
 from mivra.store.base import Row, Store
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -103,28 +107,31 @@ class Courier:
 
     def _post(self, message: Row) -> str | None:
         """Why it did not arrive; None when it did."""
-        headers = {"Idempotency-Key": f"{key_of(message)}:{message['moment']}"}
         try:
-            with (
-                _deadline() as extensions,
-                self._client.stream(
-                    "POST", str(self._url), json=body_of(message), headers=headers, extensions=extensions
-                ) as answer,
-            ):
-                # What it answers is not read: it may be long.
-                error = None if answer.is_success else f"The webhook answered with status {answer.status_code}"
-        except (httpx.HTTPError, httpx.InvalidURL) as fault:
+            status = _in_time(partial(self._ask, message))
+            error = None if httpx.codes.is_success(status) else f"The webhook answered with status {status}"
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
             # By its name alone: what it says may hold the address.
             error = f"The webhook was not reached: {type(fault).__name__}"
         if error:
             log.warning("%s (alert %s)", error, message["name"])
         return error
 
+    def _ask(self, message: Row, extensions: dict[str, Any]) -> int:
+        """With which status it answers; the rest of what it answers is not read: it may be long."""
+        headers = {"Idempotency-Key": f"{key_of(message)}:{message['moment']}"}
+        with self._client.stream(
+            "POST", str(self._url), json=body_of(message), headers=headers, extensions=extensions
+        ) as answer:
+            return answer.status_code
 
-@contextmanager
-def _deadline() -> Iterator[dict[str, Any]]:
-    """Of a call with these extensions the connections end after CALL_S."""
-    until, opened = time.monotonic() + CALL_S, list[socket.socket]()
+
+def _in_time(call: Callable[[dict[str, Any]], T]) -> T:
+    """What it returns with these extensions, or TimeoutError after CALL_S: then its connections end, and its thread.
+
+    Only a lookup of a name that hangs keeps that thread, and nobody else, until the resolver gives up.
+    """
+    until, opened, answer = time.monotonic() + CALL_S, list[socket.socket](), Future[T]()
 
     def end() -> None:
         for connection in opened:
@@ -139,13 +146,17 @@ def _deadline() -> Iterator[dict[str, Any]]:
             if time.monotonic() >= until:
                 end()
 
-    timer = threading.Timer(CALL_S, end)
-    timer.daemon = True
-    timer.start()
+    def run() -> None:
+        try:
+            answer.set_result(call({"trace": trace}))
+        except BaseException as fault:  # noqa: BLE001 - raised where it is waited for
+            answer.set_exception(fault)
+
+    threading.Thread(target=run, daemon=True).start()
     try:
-        yield {"trace": trace}
+        return answer.result(CALL_S)
     finally:
-        timer.cancel()
+        end()
 
 
 def body_of(message: Row) -> Row:
