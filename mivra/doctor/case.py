@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from time import time as now
 from typing import Any, Literal
@@ -20,19 +20,36 @@ from mivra.store.base import Row
 from mivra.store.embedded.locks import Lock
 from mivra.store.embedded.places import UP, Places
 
-__all__ = ["ANSWER_S", "Case", "Finding", "ahead", "note", "now", "ok", "opened", "secrets", "wrong"]
-
 ANSWER_S = 5.0
 """For each thing that is asked: a server that needs longer is of no use to a page."""
 
 
+Verdict = Literal["ok", "note", "wrong"]
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    verdict: Literal["ok", "note", "wrong"]
+    """One line; a check may have several."""
+
+    name: str
+    """What was checked: see found."""
+    verdict: Verdict
     text: str
+    """The fact, without its full stop."""
+    advice: str
+    """The next step; empty when none is needed."""
 
 
-ok, note, wrong = (partial(Finding, verdict) for verdict in ("ok", "note", "wrong"))
+def ok(text: str) -> Finding:
+    return Finding("", "ok", text, "")
+
+
+def note(text: str, advice: str = "") -> Finding:
+    return Finding("", "note", text, advice)
+
+
+def wrong(text: str, advice: str = "") -> Finding:
+    return Finding("", "wrong", text, advice)
 
 
 @dataclass

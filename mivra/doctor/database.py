@@ -17,6 +17,7 @@ from mivra.store.pooler import is_transaction_pooler
 from mivra.store.postgres import connect, translated
 
 OLDEST: Final = 15
+MIGRATE: Final = "run: python -m mivra migrate"
 POOLS: Final = {"figures": 8, "control": 3, "hints": 1}
 """Connections of one dashboard at most, and one more for each bot that trades."""
 RESERVED: Final = 3
@@ -34,8 +35,8 @@ def direct(case: Case) -> Iterator[Finding]:
         if "direct" in case.ways and is_transaction_pooler(case.database_url):
             del case.ways["direct"]
             yield wrong(
-                "DATABASE_URL leads to a pooler in transaction mode, which delivers no hints; "
-                "write the direct or session connection (port 5432) there, and this one in POOLER_URL"
+                "DATABASE_URL leads to a pooler in transaction mode, which delivers no hints",
+                "write the direct or session connection (port 5432) there, and this one in POOLER_URL",
             )
     elif case.settings.embedded:
         yield note("embedded; starts with the dashboard")
@@ -54,7 +55,7 @@ def pooler(case: Case) -> Iterator[Finding]:
     elif "pooler" in case.ways:
         yield note("POOLER_URL is no pooler in transaction mode (port 6543); it works, with a connection each")
     if len(set(case.ways.values())) > 1:
-        yield wrong("POOLER_URL leads to another database than DATABASE_URL; make them the same")
+        yield wrong("POOLER_URL leads to another database than DATABASE_URL", "make them the same")
 
 
 def migrations(case: Case) -> Iterator[Finding]:
@@ -65,10 +66,10 @@ def migrations(case: Case) -> Iterator[Finding]:
         missing = pending(case.store)
     except MigrationError as error:
         # With a code, in the database's own words: there is nothing of ours.
-        yield wrong("there are no tables yet; run: python -m mivra migrate" if error.code else str(error))
+        yield wrong("there are no tables yet", MIGRATE) if error.code else wrong(str(error))
         return
     if missing:
-        yield wrong(f"{len(missing)} are not applied, from {missing[0]}; run: python -m mivra migrate")
+        yield wrong(f"{len(missing)} are not applied, from {missing[0]}", MIGRATE)
         return
     case.migrated = True
     yield ok(f"all {len(all_migrations())} applied")
@@ -80,7 +81,7 @@ def operators(case: Case) -> Iterator[Finding]:
     if admins:
         yield ok(f"{people}, of whom {admins} may manage the others")
     elif case.signs_in:
-        yield wrong("there is no admin; run: python -m mivra operator add you@example.com --role admin")
+        yield wrong("there is no admin", "run: python -m mivra operator add you@example.com --role admin")
     else:
         yield note("nobody has a role; nobody needs one while there is no sign-in")
 
@@ -99,11 +100,9 @@ def clock(case: Case) -> Iterator[Finding]:
 def skewed(whose: str, ahead_s: float) -> Finding:
     """What to say of a clock that is so far ahead of ours."""
     far = f"{whose} clock is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
-    if abs(ahead_s) > SKEW_S[1]:
-        return wrong(f"{far}; set this machine's by NTP")
-    return (
-        note(f"{far}; set this machine's by NTP") if abs(ahead_s) > SKEW_S[0] else ok(f"{whose} clock and ours agree")
-    )
+    if abs(ahead_s) <= SKEW_S[0]:
+        return ok(f"{whose} clock and ours agree")
+    return (wrong if abs(ahead_s) > SKEW_S[1] else note)(far, "set this machine's by NTP")
 
 
 def connections(case: Case) -> Iterator[Finding]:
@@ -117,7 +116,7 @@ def connections(case: Case) -> Iterator[Finding]:
     if "direct" not in case.ways:
         yield ok(f"through PostgREST, whose pool has its share of the database's {limit}")
     elif needed > limit:
-        yield wrong(f"{counted}; set POOLER_URL, or raise max_connections (Supabase: a larger plan)")
+        yield wrong(counted, "set POOLER_URL, or raise max_connections (Supabase: a larger plan)")
     else:
         yield ok(f"{counted}; {case.facts['connections']} are open now")
 
@@ -132,11 +131,11 @@ def _reach(case: Case, way: str, url: str) -> Iterator[Finding]:
 def _judged(about: Row) -> Finding:
     who = f"PostgreSQL {about['version']} as {about['role']}"
     if about["version"] < OLDEST:
-        return wrong(f"{who}; Mivra needs {OLDEST} or newer: upgrade it")
+        return wrong(f"{who}, but Mivra needs {OLDEST} or newer", "upgrade it")
     if about["replica"]:
-        return wrong(f"{who}, but a replica, which takes no writes; write the primary's address")
+        return wrong(f"{who}, but a replica, which takes no writes", "write the primary's address")
     if about["may_everything"]:
         return ok(f"{who}, which may everything that Mivra needs")
     if about["may_run_bots"]:
         return note(f"{who}, which may run bots (python -m mivra listen), but not show the dashboard")
-    return wrong(f"{who}, which may not use Mivra's tables; use the role that ran migrate, on Supabase postgres")
+    return wrong(f"{who}, which may not use Mivra's tables", "use the role that ran migrate, on Supabase postgres")

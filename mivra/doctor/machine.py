@@ -26,13 +26,13 @@ def redis(case: Case) -> Iterator[Finding]:
     with closing(RemoteTier(case.redis_url)) as tier:
         state = tier.state()
     if not state.available:
-        yield wrong(f"{state.detail}; until then each dashboard caches for itself")
+        yield wrong(state.detail, "until then each dashboard caches for itself")
     elif state.max_memory and state.eviction_policy == "noeviction":
-        yield wrong(f"{state.detail} takes no more when its memory is full; set maxmemory-policy allkeys-lru")
+        yield wrong(f"{state.detail} takes no more when its memory is full", "set maxmemory-policy allkeys-lru")
     else:
         yield ok(f"{state.detail}, {state.eviction_policy if state.max_memory else 'without a limit of memory'}")
     if case.redis_url.startswith("redis") and not is_local(case.redis_url):
-        yield note("without TLS, so figures and password can be read on the way; write rediss:// in REDIS_URL")
+        yield note("without TLS, so figures and password can be read on the way", "write rediss:// in REDIS_URL")
 
 
 def home(case: Case) -> Iterator[Finding]:
@@ -43,7 +43,7 @@ def home(case: Case) -> Iterator[Finding]:
     with tempfile.TemporaryFile(dir=folder):
         free = shutil.disk_usage(folder).free
     text = f"{case.settings.home} can be written to, {free / 1e9:.1f} GB are free"
-    yield note(f"{text}; make room") if free < LOW_DISK else ok(text)
+    yield note(text, "make room") if free < LOW_DISK else ok(text)
 
 
 def sign_in(case: Case) -> Iterator[Finding]:
@@ -59,13 +59,15 @@ def sign_in(case: Case) -> Iterator[Finding]:
         yield ok(f"by {' or '.join(ways)}, at {public or 'this machine only: MIVRA_PUBLIC_URL is not set'}")
     elif public or served not in LOCAL_NAMES:
         yield wrong(
-            f"there is none, and the dashboard would serve {public or served or 'every address'}, so it refuses to; "
-            "set SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, or [auth] in .streamlit/secrets.toml"
+            f"there is none, and the dashboard would serve {public or served or 'every address'}, so it refuses to",
+            "set SUPABASE_URL and SUPABASE_PUBLISHABLE_KEY, or [auth] in .streamlit/secrets.toml",
         )
     else:
         yield ok("there is none, and only this machine is answered")
     if public and public.startswith("http://") and not is_local(public):
-        yield wrong("MIVRA_PUBLIC_URL is without TLS, so passwords and cookies can be read; put a proxy with it before")
+        yield wrong(
+            "MIVRA_PUBLIC_URL is without TLS, so passwords and cookies can be read", "put a proxy with it before"
+        )
 
 
 def cookies(case: Case) -> Iterator[Finding]:
@@ -78,7 +80,7 @@ def cookies(case: Case) -> Iterator[Finding]:
         yield (
             ok("signed with a file that only its owner reads")
             if is_private
-            else wrong(f"others may read {file}; remove it, so that a new one is made, and everybody signs in again")
+            else wrong(f"others may read {file}", "remove it, so that a new one is made, and everybody signs in again")
         )
     elif case.signs_in:
         yield note(f"their secret is made at the first start, in {file}; several machines need MIVRA_COOKIE_SECRET")

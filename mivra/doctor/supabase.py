@@ -6,14 +6,15 @@ import re
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from time import time as now
 from typing import Any, Final
 
 import httpx
 
 from mivra.control.line import News, Source, Transport
 from mivra.control.notify import notifications
-from mivra.doctor.case import ANSWER_S, Case, Finding, ahead, note, now, ok, wrong
-from mivra.doctor.database import skewed
+from mivra.doctor.case import ANSWER_S, Case, Finding, ahead, note, ok, wrong
+from mivra.doctor.database import MIGRATE, skewed
 from mivra.doctor.machine import is_local
 from mivra.errors import ConfigError, StoreError
 
@@ -36,13 +37,13 @@ def project(case: Case) -> Iterator[Finding]:
     if not case.settings.supabase_url:
         return
     if case.settings.supabase_url.startswith("http://") and not is_local(case.settings.supabase_url):
-        yield wrong("SUPABASE_URL is without TLS, so keys and passwords can be read on the way; write https://")
+        yield wrong("SUPABASE_URL is without TLS, so keys and passwords can be read on the way", "write https://")
     began = now()
     answer = _ask(case, "GET", "auth/v1/health", case.any_key)
     if answer.status_code == PAUSED:
-        yield wrong("the project is paused; restore it in the dashboard of Supabase")
+        yield wrong("the project is paused", "restore it in the dashboard of Supabase")
     elif _json(answer) is None:
-        yield wrong("what answers at SUPABASE_URL is no Supabase; copy Project Settings > Data API > Project URL")
+        yield wrong("what answers at SUPABASE_URL is no Supabase", "copy Project Settings > Data API > Project URL")
     else:
         case.project_answers = True
         yield ok(f"{case.settings.supabase_url} answers")
@@ -63,14 +64,14 @@ def secret_key(case: Case) -> Iterator[Finding]:
             case.ways["rest"] = ""
             yield ok(f"acts as {facts['role']}")
         else:
-            yield wrong(f"SUPABASE_SECRET_KEY acts as {facts['role']}; take the secret one from {KEYS}")
+            yield wrong(f"SUPABASE_SECRET_KEY acts as {facts['role']}", f"take the secret one from {KEYS}")
     elif answer.status_code == httpx.codes.NOT_FOUND:
         case.ways["rest"] = ""
         yield note("the project takes it; what it may do can be asked after: python -m mivra migrate")
     elif answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        yield wrong(f"SUPABASE_SECRET_KEY is refused; take this project's secret one from {KEYS}")
+        yield wrong("SUPABASE_SECRET_KEY is refused", f"take this project's secret one from {KEYS}")
     else:
-        yield wrong(f"PostgREST answers {answer.status_code}; look at the project's logs")
+        yield wrong(f"PostgREST answers {answer.status_code}", "look at the project's logs")
 
 
 def publishable_key(case: Case) -> Iterator[Finding]:
@@ -80,13 +81,13 @@ def publishable_key(case: Case) -> Iterator[Finding]:
         return
     answer = _ask(case, "GET", "auth/v1/settings", key)
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        yield wrong(f"SUPABASE_PUBLISHABLE_KEY is refused; take this project's publishable one from {KEYS}")
+        yield wrong("SUPABASE_PUBLISHABLE_KEY is refused", f"take this project's publishable one from {KEYS}")
         return
     case.auth_settings = _json(answer) or {}
     if given := [name for name in STRANGERS_TRY if _gives(case, name, key)]:
         yield wrong(
-            f"SUPABASE_PUBLISHABLE_KEY alone reads {', '.join(given)}; if it is the publishable key, "
-            "somebody has granted anon more than the migrations do: revoke it"
+            f"SUPABASE_PUBLISHABLE_KEY alone reads {', '.join(given)}",
+            "if it is the publishable key, somebody has granted anon more than the migrations do: revoke it",
         )
     else:
         yield ok("gives nothing without a person who signs in")
@@ -98,18 +99,18 @@ def auth(case: Case) -> Iterator[Finding]:
     if said is None:
         return
     if "mailer_autoconfirm" not in said:
-        yield wrong("Auth does not say its settings; look at the project's logs")
+        yield wrong("Auth does not say its settings", "look at the project's logs")
         return
     if not said.get("external", {}).get("email", True):
-        yield wrong("sign-in by e-mail is off; turn it on: Authentication > Sign In / Providers > Email")
+        yield wrong("sign-in by e-mail is off", "turn it on: Authentication > Sign In / Providers > Email")
     if said["mailer_autoconfirm"]:
         yield wrong(
-            '"Confirm email" is off, so anybody may claim an address; turn it on: Authentication > Providers > Email'
+            '"Confirm email" is off, so anybody may claim an address', "turn it on: Authentication > Providers > Email"
         )
     else:
         yield ok("addresses are confirmed before they count")
     if not said.get("disable_signup"):
-        yield note("anybody may make an account, which has no role; turn sign-ups off if nothing else needs them")
+        yield note("anybody may make an account, which has no role", "turn sign-ups off if nothing else needs them")
 
 
 def hints(case: Case) -> Iterator[Finding]:
@@ -122,11 +123,11 @@ def hints(case: Case) -> Iterator[Finding]:
         source = Realtime(case.settings.supabase_url, str(case.settings.supabase_secret_key))
         yield _heard(case, source, 2, "look at Realtime > Settings in the dashboard of Supabase")
         if not case.facts["broadcast"]:
-            yield wrong("the private topic mivra_events is not set up; run: python -m mivra migrate")
+            yield wrong("the private topic mivra_events is not set up", MIGRATE)
         if missing := LIVE_TABLES - set(case.facts["published"]):
-            yield wrong(f"not published: {', '.join(sorted(missing))}; run: python -m mivra migrate")
+            yield wrong(f"not published: {', '.join(sorted(missing))}", MIGRATE)
     else:
-        yield note("only by looking, once a second; set DATABASE_URL, or SUPABASE_URL and SUPABASE_SECRET_KEY")
+        yield note("only by looking, once a second", "set DATABASE_URL, or SUPABASE_URL and SUPABASE_SECRET_KEY")
 
 
 def _heard(case: Case, source: Source, tries: int, advice: str) -> Finding:
@@ -142,7 +143,7 @@ def _heard(case: Case, source: Source, tries: int, advice: str) -> Finding:
             return note(f"by table changes of Realtime, up to half a second late, since by private broadcast {why}")
         if transport:
             return ok("by NOTIFY" if transport == "notify" else "by private broadcast of Realtime")
-    return wrong(f"{why}, so changes are found by looking, once a second; {advice}")
+    return wrong(f"{why}, so changes are found by looking, once a second", advice)
 
 
 def _proven(case: Case, source: Source) -> Transport | None:

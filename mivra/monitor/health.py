@@ -10,23 +10,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from mivra.cache.remote import RemoteTier
 from mivra.config import ROOT, Settings
 from mivra.control.bots import BotBoard
 from mivra.control.listener import Listener
 from mivra.control.signals import Signals
-from mivra.doctor import Check as Look
-from mivra.doctor import database, found, machine
-from mivra.doctor.case import Case, Finding, note, ok, wrong
+from mivra.doctor import Check, database, found, machine
+from mivra.doctor.case import Case, Finding, Verdict, note, ok, wrong
 from mivra.monitor.server import activity
 from mivra.store.base import Store
 
 if TYPE_CHECKING:
     from mivra.monitor.alerts import AlertBoard
-
-Verdict = Literal["ok", "note", "wrong"]
 
 KEPT_S: Final = 2.0
 """For so long a report is everybody's: however many look, the servers are asked every other second."""
@@ -39,23 +36,11 @@ VERSION: Final[str] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One line; a name may have several."""
-
-    name: str
-    verdict: Verdict
-    text: str
-    """The fact, without its full stop."""
-    advice: str
-    """The next step; empty when none is needed."""
-
-
-@dataclass(frozen=True, slots=True)
 class HealthReport:
     at: datetime
     verdict: Verdict
     """The worst."""
-    checks: tuple[Check, ...]
+    checks: tuple[Finding, ...]
 
 
 @dataclass(kw_only=True)
@@ -73,7 +58,7 @@ class Health:
 
     def __post_init__(self) -> None:
         # One after the other: of a database that is away no more is said. All else is asked beside it.
-        self._groups: list[dict[str, Look]] = [
+        self._groups: list[dict[str, Check]] = [
             {"database": self._database, "migrations": database.migrations, "clock": _clock_agrees},
             {"redis": self._redis},
             {"disk": _disk},
@@ -84,7 +69,7 @@ class Health:
             {"alerts": self._open_alerts},
             {"version": _version},
         ]
-        self._asked: dict[str, Future[list[tuple[str, Finding]]]] = {}
+        self._asked: dict[str, Future[list[Finding]]] = {}
         self._workers = ThreadPoolExecutor(len(self._groups), "health")
         self._lock = threading.Lock()
         self._last: tuple[float, HealthReport] | None = None
@@ -93,7 +78,7 @@ class Health:
         """Each check has its time, and a fault of one is its finding; for all callers within 2 s it is one report."""
         with self._lock:
             if self._last is None or self.clock() - self._last[0] >= KEPT_S:
-                checks = tuple(_check(name, finding) for name, finding in self._examine())
+                checks = tuple(self._examine())
                 worst: Verdict = max((one.verdict for one in checks), key=["ok", "note", "wrong"].index)
                 self._last = self.clock(), HealthReport(datetime.now(UTC), worst, checks)
             return self._last[1]
@@ -102,7 +87,7 @@ class Health:
         """What is asked now is not waited for."""
         self._workers.shutdown(wait=False, cancel_futures=True)
 
-    def _examine(self) -> Iterator[tuple[str, Finding]]:
+    def _examine(self) -> Iterator[Finding]:
         case = Case({}, self.settings, None, None)
         # The dashboard's own connections, not one more.
         case.store = self.store
@@ -110,13 +95,13 @@ class Health:
             name = next(iter(group))
             # What hangs still is not asked once more.
             if name not in self._asked or self._asked[name].done():
-                self._asked[name] = self._workers.submit(_examined, group, case)
+                self._asked[name] = self._workers.submit(lambda group: list(found(group, case)), group)
         wait(self._asked.values(), BOUND_S)
         for name, answer in self._asked.items():
             if not answer.done():
-                yield name, wrong(f"no answer within {BOUND_S:.0f} s; it is asked again")
+                yield Finding(name, "wrong", f"no answer within {BOUND_S:.0f} s", "it is asked again")
             elif error := answer.exception():
-                yield name, wrong(f"the check failed: {type(error).__name__}: {error}")
+                yield Finding(name, "wrong", f"the check failed: {type(error).__name__}: {error}", "")
             else:
                 yield from answer.result()
 
@@ -129,9 +114,9 @@ class Health:
     def _redis(self, _case: Case) -> Iterator[Finding]:
         began, state = self.clock(), self.remote.state()
         if not state.configured:
-            yield note(f"{state.detail}; set REDIS_URL where there are several")
+            yield note(state.detail, "set REDIS_URL where there are several")
         elif not state.available:
-            yield wrong(f"{state.detail}; until then each process caches for itself")
+            yield wrong(state.detail, "until then each process caches for itself")
         else:
             yield ok(f"{state.detail} answers in {self._ms_since(began)}, and holds {state.keys:,} keys")
 
@@ -139,19 +124,19 @@ class Health:
         pool = self.store.statistics()
         used = f"{pool.in_use} of {pool.limit} connections are in use"
         if pool.waiting:
-            yield note(f"{used}, and {pool.waiting} callers wait; look for slow functions on the page Queries")
+            yield note(f"{used}, and {pool.waiting} callers wait", "look for slow functions on the page Queries")
         else:
             yield ok(f"{used}, and nobody waits")
 
     def _listening(self, _case: Case) -> Iterator[Finding]:
         if self.listener is None:
-            yield note("this process carries no commands out; let another one do it: python -m mivra listen")
+            yield note("this process carries no commands out", "let another one do it: python -m mivra listen")
             return
         state = self.listener.state()
         age_s = state.sweep_age_s
         if state.error or age_s is None or age_s > LATE_S:
             since = "since the start" if age_s is None else f"for {age_s:.0f} s"
-            yield wrong(f"commands wait, since the tables were not read {since}; {state.error or 'look at the log'}")
+            yield wrong(f"commands wait, since the tables were not read {since}", state.error or "look at the log")
         else:
             who = "this process" if state.acting else state.acting_holder
             yield ok(f"{who} acts, and the tables were read {age_s:.1f} s ago")
@@ -159,9 +144,9 @@ class Health:
     def _hearing(self, _case: Case) -> Iterator[Finding]:
         state = self.signals.state()
         if state.deaf:
-            yield wrong("calls to itself do not come back, so changes are seen late; run: python -m mivra doctor")
+            yield wrong("calls to itself do not come back, so changes are seen late", "run: python -m mivra doctor")
         elif state.transport == "polling":
-            yield note("changes are seen by looking, once a second; run: python -m mivra doctor")
+            yield note("changes are seen by looking, once a second", "run: python -m mivra doctor")
         else:
             yield ok(f"changes are heard of by {state.transport}, after {state.reconnects} reconnects")
 
@@ -173,11 +158,9 @@ class Health:
         unheard = [bot for bot in bots if bot.state == "unknown"]
         for which, what in ((failed, "failed"), (unheard, "not heard of")):
             if which:
-                yield wrong(
-                    f"{len(which)} {what}: {_foreign(', '.join(bot.name for bot in which[:3]))}; look at the page Bots"
-                )
+                yield wrong(f"{len(which)} {what}: {', '.join(bot.name for bot in which[:3])}", "look at the page Bots")
         if board.kill_switch.engaged:
-            yield note("the kill switch is engaged, so none places an order; release it on the page Bots")
+            yield note("the kill switch is engaged, so none places an order", "release it on the page Bots")
         elif not (board.error or failed or unheard):
             yield ok(f"{sum(bot.state == 'running' for bot in bots)} of {len(bots)} run, and none has failed")
 
@@ -186,26 +169,12 @@ class Health:
             yield wrong(f"not known now: {self.alerts.error}")
         elif known := self.alerts.open():
             judge = wrong if known[0].severity == "critical" else note
-            yield judge(f"{len(known)} open, at worst: {_foreign(known[0].title)}; look at the page Alerts")
+            yield judge(f"{len(known)} open, at worst: {known[0].title}", "look at the page Alerts")
         else:
             yield ok("none is open")
 
     def _ms_since(self, began: float) -> str:
         return f"{(self.clock() - began) * 1000:.1f} ms"
-
-
-def _examined(group: dict[str, Look], case: Case) -> list[tuple[str, Finding]]:
-    return [pair for name, look in group.items() for pair in found(name, look, case)]
-
-
-def _foreign(text: str) -> str:
-    """What people named gives no advice."""
-    return text.replace(";", ",")
-
-
-def _check(name: str, finding: Finding) -> Check:
-    text, _, advice = finding.text.partition("; ")
-    return Check(name, finding.verdict, text, advice)
 
 
 def _clock_agrees(case: Case) -> Iterator[Finding]:

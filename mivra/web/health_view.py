@@ -8,7 +8,8 @@ from typing import Final
 import streamlit as st
 
 from mivra import runtime
-from mivra.monitor.health import Check, HealthReport
+from mivra.doctor.case import Finding
+from mivra.monitor.health import HealthReport
 from mivra.monitor.levels import Standing, standing
 from mivra.web import format as fmt
 from mivra.web import live, panels, tables, visitor
@@ -46,12 +47,12 @@ def summary(report: HealthReport) -> str:
     return f"All {every} checks are well" if well == every else f"{well} of {every} checks are well"
 
 
-def name(check: Check) -> str:
+def name(check: Finding) -> str:
     """What is checked."""
     return NAMES.get(check.name) or words(check.name)
 
 
-def _trouble(check: Check) -> None:
+def _trouble(check: Finding) -> None:
     text = " ".join(fmt.sentence(part[0].upper() + part[1:]) for part in (check.text, check.advice) if part)
     if check.verdict == "wrong":
         st.error(text, icon=":material/error:", title=name(check))

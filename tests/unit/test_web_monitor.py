@@ -13,8 +13,9 @@ import pytest
 
 from mivra.changes import Kind
 from mivra.control.bots import BotBoard
+from mivra.doctor.case import Finding, Verdict
 from mivra.monitor.alerts import Alert
-from mivra.monitor.health import Check, HealthReport, Verdict
+from mivra.monitor.health import HealthReport
 from mivra.monitor.levels import Sampled, Standing, load_levels
 from mivra.monitor.server import Index, Running, Statement, Table
 from mivra.monitor.slow import SlowCall
@@ -126,7 +127,7 @@ def test_every_list_of_the_server_has_its_term_and_a_healthy_fact() -> None:
     ("verdicts", "words"), [("ok ok", "All 2 checks are well"), ("ok note wrong", "1 of 3 checks are well")]
 )
 def test_health_is_summed_up_in_a_sentence(verdicts: str, words: str) -> None:
-    checks = tuple(Check("pool", msgspec.convert(one, Verdict), "It is so", "") for one in verdicts.split())
+    checks = tuple(Finding("pool", msgspec.convert(one, Verdict), "It is so", "") for one in verdicts.split())
     assert health_view.summary(HealthReport(NOW, "ok", checks)) == words
 
 
