@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from mivra.cache.remote import RemoteTier
 from mivra.config import ROOT, Settings
@@ -19,11 +19,9 @@ from mivra.control.listener import Listener
 from mivra.control.signals import Signals
 from mivra.doctor import Check, database, found, machine
 from mivra.doctor.case import Case, Finding, Verdict, note, ok, wrong
+from mivra.monitor.alerts import AlertBoard
 from mivra.monitor.server import activity
 from mivra.store.base import Store
-
-if TYPE_CHECKING:
-    from mivra.monitor.alerts import AlertBoard
 
 KEPT_S: Final = 2.0
 """For so long a report is everybody's: however many look, the servers are asked every other second."""

@@ -66,19 +66,14 @@ class Courier:
         self._arrived: set[tuple[int, str]] = set()
         """What the database has not heard of yet."""
         self._pulse = Pulse(self.deliver)
-
-    def start(self) -> None:
-        self._pulse.start()
+        self.start, self.ask = self._pulse.start, self._pulse.ask
+        """Send what is due: from now on, whenever somebody asks; and now."""
 
     def stop(self) -> None:
         """After the message that is being sent."""
         self._is_over = True
         self._pulse.stop()
         self._client.close()
-
-    def ask(self) -> None:
-        """Send what is due, now."""
-        self._pulse.ask()
 
     def deliver(self) -> float:
         """Send what is due, in this thread; the seconds until the next time."""

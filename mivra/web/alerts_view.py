@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Final
 
 import streamlit as st
@@ -111,10 +110,10 @@ def acknowledge(alert: Alert) -> Deed:
 
     def do(said: Said) -> str:
         is_first = stored.acknowledge(access.writer(), alert.id, said.order())
-        return "Acknowledged." if is_first else "Somebody looks after it already."
+        return _seen("Acknowledged." if is_first else "Somebody looks after it already.")
 
     what = f"**{fmt.plain(alert.title)}**\n\nEverybody sees that you look after it. It ends by itself, once it is over."
-    return Deed("Acknowledge", ":material/check:", what, partial(_seen, do), needs_reason=True)
+    return Deed("Acknowledge", ":material/check:", what, do, needs_reason=True)
 
 
 def silence(name: str, title: str) -> Deed:
@@ -123,10 +122,10 @@ def silence(name: str, title: str) -> Deed:
     def do(said: Said) -> str:
         until = datetime.now(UTC) + timedelta(hours=LENGTHS[said.target])
         stored.silence(access.writer(), name, until, said.order())
-        return f"Silenced for {said.target}."
+        return _seen(f"Silenced for {said.target}.")
 
     what = f"**{fmt.plain(title)}**\n\nUntil then no message of it is sent; if it is still open, one is then."
-    return Deed("Silence", ":material/notifications_paused:", what, partial(_seen, do), _length, needs_reason=True)
+    return Deed("Silence", ":material/notifications_paused:", what, do, _length, needs_reason=True)
 
 
 def _length() -> str:
@@ -138,18 +137,18 @@ def end(one: Silence) -> Deed:
 
     def do(said: Said) -> str:
         stored.end_silence(access.writer(), one.id, said.order())
-        return "Messages are sent again."
+        return _seen("Messages are sent again.")
 
     what = f"Messages of {_whom(one)} are sent again, from now on."
-    return Deed("End silence", ":material/notifications_active:", what, partial(_seen, do))
+    return Deed("End silence", ":material/notifications_active:", what, do)
 
 
 def _whom(one: Silence) -> str:
     return "every alert" if one.name == EVERY else fmt.plain(one.name)
 
 
-def _seen(do: Callable[[Said], str], said: Said) -> str:
-    done = do(said)
+def _seen(done: str) -> str:
+    """It is on the page at once."""
     runtime.current().alerts.refresh()
     read.clear()
     return done
