@@ -82,11 +82,6 @@ class Case:
         facts = one(self.store.call("database_facts"))
         return {**facts, "ahead_s": ahead(facts["now"].timestamp(), began, now())}
 
-    @property
-    def any_key(self) -> str | None:
-        """What the project's gateway wants of everybody."""
-        return self.settings.supabase_publishable_key or self.settings.supabase_secret_key
-
     def close(self) -> None:
         if "store" in vars(self):
             self.store.close()

@@ -31,7 +31,7 @@ def redis(case: Case) -> Iterator[Finding]:
         yield wrong(f"{state.detail} takes no more when its memory is full", "set maxmemory-policy allkeys-lru")
     else:
         yield ok(f"{state.detail}, {state.eviction_policy if state.max_memory else 'without a limit of memory'}")
-    if case.redis_url.startswith("redis") and not is_local(case.redis_url):
+    if is_bare(case.redis_url):
         yield note("without TLS, so figures and password can be read on the way", "write rediss:// in REDIS_URL")
 
 
@@ -64,7 +64,7 @@ def sign_in(case: Case) -> Iterator[Finding]:
         )
     else:
         yield ok("there is none, and only this machine is answered")
-    if public and public.startswith("http://") and not is_local(public):
+    if public and is_bare(public):
         yield wrong(
             "MIVRA_PUBLIC_URL is without TLS, so passwords and cookies can be read", "put a proxy with it before"
         )
@@ -86,11 +86,13 @@ def cookies(case: Case) -> Iterator[Finding]:
         yield note(f"their secret is made at the first start, in {file}; several machines need MIVRA_COOKIE_SECRET")
 
 
-def is_local(url: str) -> bool:
-    """Whether it never leaves this machine."""
+def is_bare(url: str) -> bool:
+    """Whether what is said there leaves this machine, and without TLS."""
+    if url.partition("://")[0].partition("+")[0] not in ("http", "redis"):
+        return False
     with suppress(ValueError):
-        return (urlsplit(url).hostname or "localhost") in LOCAL_NAMES
-    return False
+        return (urlsplit(url).hostname or "localhost") not in LOCAL_NAMES
+    return True
 
 
 def served_address(environ: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from mivra.control.line import News, Source, Transport
 from mivra.control.notify import notifications
 from mivra.doctor.case import ANSWER_S, Case, Finding, ahead, note, ok, wrong
 from mivra.doctor.database import MIGRATE, skewed
-from mivra.doctor.machine import is_local
+from mivra.doctor.machine import is_bare
 from mivra.errors import ConfigError, StoreError
 
 PAUSED: Final = 540
@@ -34,19 +34,21 @@ KEYS: Final = "Project Settings > API Keys"
 
 def project(case: Case) -> Iterator[Finding]:
     """Whether a project answers at SUPABASE_URL, and what time it is there."""
-    if not case.settings.supabase_url:
+    settings, url = case.settings, case.settings.supabase_url
+    if not url:
         return
-    if case.settings.supabase_url.startswith("http://") and not is_local(case.settings.supabase_url):
+    if is_bare(url):
         yield wrong("SUPABASE_URL is without TLS, so keys and passwords can be read on the way", "write https://")
     began = now()
-    answer = _ask(case, "GET", "auth/v1/health", case.any_key)
+    # The project's gateway wants one of everybody.
+    answer = _ask(case, "GET", "auth/v1/health", settings.supabase_publishable_key or settings.supabase_secret_key)
     if answer.status_code == PAUSED:
         yield wrong("the project is paused", "restore it in the dashboard of Supabase")
     elif _json(answer) is None:
         yield wrong("what answers at SUPABASE_URL is no Supabase", "copy Project Settings > Data API > Project URL")
     else:
         case.project_answers = True
-        yield ok(f"{case.settings.supabase_url} answers")
+        yield ok(f"{url} answers")
         if told := answer.headers.get("date"):
             # It says whole seconds.
             yield skewed("its", ahead(parsedate_to_datetime(told).timestamp(), began, now(), resolution_s=1.0))

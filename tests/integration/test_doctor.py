@@ -379,9 +379,12 @@ def test_a_redis_that_is_full_for_ever_or_hangs_is_named(tmp_path: Path) -> None
         assert "does not answer in time" in examined(environ).said("redis")
 
 
-def test_a_redis_far_away_without_tls_is_worth_a_note(tmp_path: Path) -> None:
-    seen = examined({"MIVRA_HOME": str(tmp_path), "REDIS_URL": "redis://:hunter2@cache.invalid:6379/0"})
-    assert ("note", "without TLS") in [(verdict, text[:11]) for verdict, text in seen.lines["redis"]]
+@pytest.mark.parametrize(
+    ("scheme", "is_noted"), [("redis", True), ("redis+cluster", True), ("rediss", False), ("rediss+cluster", False)]
+)
+def test_a_redis_far_away_without_tls_is_worth_a_note(scheme: str, is_noted: bool, tmp_path: Path) -> None:
+    seen = examined({"MIVRA_HOME": str(tmp_path), "REDIS_URL": f"{scheme}://:hunter2@cache.invalid:6379"})
+    assert (("note", "without TLS") in [(verdict, text[:11]) for verdict, text in seen.lines["redis"]]) == is_noted
 
 
 @pytest.mark.parametrize(
