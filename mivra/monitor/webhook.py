@@ -6,19 +6,13 @@ a receiver knows it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-import socket
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC
-from functools import partial
 from html import escape
-from typing import Any, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -29,8 +23,6 @@ from mivra.errors import StoreError
 from mivra.logs import masked, unlinked
 from mivra.monitor.alerts import Firing
 from mivra.store.base import Row, Store
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -59,21 +51,17 @@ class Courier:
         """Without a URL nothing is sent."""
         self.is_used = url is not None
         self._store, self._url, self._jitter = store, url, jitter
-        # A connection that was kept would be none that a deadline hears of.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        self._client = httpx.Client(timeout=ANSWER_S, follow_redirects=False, limits=limits)
         self._is_over = False
         self._arrived: set[tuple[int, str]] = set()
         """What the database has not heard of yet."""
         self._pulse = Pulse(self.deliver)
         self.start, self.ask = self._pulse.start, self._pulse.ask
-        """Send what is due: from now on, whenever somebody asks; and now."""
+        """Begin to send, and send what is due now."""
 
     def stop(self) -> None:
         """After the message that is being sent."""
         self._is_over = True
         self._pulse.stop()
-        self._client.close()
 
     def deliver(self) -> float:
         """Send what is due, in this thread; the seconds until the next time."""
@@ -102,56 +90,30 @@ class Courier:
 
     def _post(self, message: Row) -> str | None:
         """Why it did not arrive; None when it did."""
+        loop = asyncio.SelectorEventLoop()
         try:
-            status = _in_time(partial(self._ask, message))
+            status = loop.run_until_complete(asyncio.wait_for(_status(str(self._url), message), CALL_S))
             error = None if httpx.codes.is_success(status) else f"The webhook answered with status {status}"
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
             # By its name alone: what it says may hold the address.
             error = f"The webhook was not reached: {type(fault).__name__}"
+        finally:
+            # A lookup of a name that hangs is not waited for, as it would be by asyncio.run().
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
         if error:
             log.warning("%s (alert %s)", error, message["name"])
         return error
 
-    def _ask(self, message: Row, extensions: dict[str, Any]) -> int:
-        """With which status it answers; the rest of what it answers is not read: it may be long."""
-        headers = {"Idempotency-Key": f"{key_of(message)}:{message['moment']}"}
-        with self._client.stream(
-            "POST", str(self._url), json=body_of(message), headers=headers, extensions=extensions
-        ) as answer:
-            return answer.status_code
 
-
-def _in_time(call: Callable[[dict[str, Any]], T]) -> T:
-    """What it returns with these extensions, or TimeoutError after CALL_S: then its connections end, and its thread.
-
-    Only a lookup of a name that hangs keeps that thread, and nobody else, until the resolver gives up.
-    """
-    until, opened, answer = time.monotonic() + CALL_S, list[socket.socket](), Future[T]()
-
-    def end() -> None:
-        for connection in opened:
-            with suppress(OSError):  # It is closed already.
-                # Not closed here: its number would be another's while its thread still reads. A TLS socket's own
-                # shutdown would take away what that thread reads with.
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-
-    def trace(event: str, known: dict[str, Any]) -> None:
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            opened.append(known["return_value"].get_extra_info("socket"))
-            if time.monotonic() >= until:
-                end()
-
-    def run() -> None:
-        try:
-            answer.set_result(call({"trace": trace}))
-        except BaseException as fault:  # noqa: BLE001 - raised where it is waited for
-            answer.set_exception(fault)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return answer.result(CALL_S)
-    finally:
-        end()
+async def _status(url: str, message: Row) -> int:
+    """What it answers to the message; no more of it is read: it may be long."""
+    headers = {"Idempotency-Key": f"{key_of(message)}:{message['moment']}"}
+    async with (
+        httpx.AsyncClient(timeout=ANSWER_S, follow_redirects=False) as client,
+        client.stream("POST", url, json=body_of(message), headers=headers) as answer,
+    ):
+        return answer.status_code
 
 
 def body_of(message: Row) -> Row:

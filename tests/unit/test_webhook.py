@@ -194,21 +194,6 @@ def test_one_that_drips_its_answer_is_left_while_it_still_drips(is_tls: bool, mo
     assert deliveries.settled[0]["error"] == "The webhook was not reached: TimeoutError"
 
 
-@pytest.mark.parametrize("is_tls", [False, True])
-def test_a_deadline_that_is_over_before_it_is_connected_holds_all_the_same(
-    is_tls: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhook, "CALL_S", 0.0)
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    deliveries = Deliveries(START)
-    with dripping(threading.Event(), is_tls) as (url, ended):
-        before = set(threading.enumerate())
-        courier(deliveries, url).deliver()
-        wait_until(lambda: before.issuperset(threading.enumerate()), what="nobody reads any more")
-        assert not ended.is_set()
-    assert deliveries.settled[0]["error"]
-
-
 def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "CALL_S", 0.1)
     over, is_left = threading.Event(), threading.Event()
