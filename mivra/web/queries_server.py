@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import streamlit as st
 
 from mivra import runtime
-from mivra.errors import MivraError
+from mivra.errors import MivraError, StoreUnavailable
 from mivra.monitor import server
 from mivra.monitor.server import Activity, Statements
 from mivra.store.base import Store
@@ -45,12 +45,12 @@ LISTS: Final[dict[str, tuple[str, Sequence[Column], str]]] = {
 
 @st.cache_resource(ttl=STATEMENTS_S, show_spinner=False)
 def _statements() -> Statements:
-    return server.statements(runtime.current().store)
+    return server.statements(_store())
 
 
 @st.cache_resource(ttl=FACTS_S, show_spinner=False)
 def _fact(name: str) -> Any:
-    return FACTS[name](runtime.current().store)
+    return FACTS[name](_store())
 
 
 @st.cache_resource(ttl=FAILED_S, show_spinner=False)
@@ -65,10 +65,15 @@ def fact(name: str) -> tuple[Any, str | None]:
     return _asked(lambda: _fact(name))
 
 
+def _store() -> Store:
+    """Who knows that it is away waits for none of the questions to hear it again."""
+    here = runtime.current()
+    if here.board.error:
+        raise StoreUnavailable(here.board.error)
+    return here.store
+
+
 def _asked(read: Callable[[], T]) -> tuple[T | None, str | None]:
-    if away := runtime.current().board.error:
-        # Nobody waits for each of the questions to hear it again.
-        return None, away
     try:
         return read(), None
     except MivraError as error:
