@@ -56,7 +56,7 @@ def report(environ: Mapping[str, str], say: Callable[[str], object]) -> int:
                 say(_line(finding, hidden))
                 wrongs += finding.verdict == "wrong"
     except (MivraError, OSError) as error:
-        say(_line(Finding("settings", "wrong", str(error), ""), ()))
+        say(_line(Finding("settings", "wrong", str(error)), ()))
         wrongs += 1
     return 1 if wrongs else 0
 
@@ -64,12 +64,12 @@ def report(environ: Mapping[str, str], say: Callable[[str], object]) -> int:
 def examine(case: Case) -> Iterator[Finding]:
     """What each check finds; one that fails is a finding, and the next one is made."""
     given = [name for name in config.environ_of(case.settings) if not name.startswith("MIVRA_")]
-    yield Finding("settings", "ok", ", ".join(given) or "no server is named: everything is embedded", "")
+    yield Finding("settings", "ok", ", ".join(given) or "no server is named: everything is embedded")
     yield from found(CHECKS, case)
     if case.migrated:
         yield from found(OF_THE_SCHEMA, case)
     else:
-        yield Finding("schema", "note", f"not reached, so these are not known: {', '.join(OF_THE_SCHEMA)}", "")
+        yield Finding("schema", "note", f"not reached, so these are not known: {', '.join(OF_THE_SCHEMA)}")
 
 
 def found(checks: Mapping[str, Check], case: Case) -> Iterator[Finding]:

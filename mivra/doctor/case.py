@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import time as now
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 import psycopg
@@ -36,20 +36,11 @@ class Finding:
     verdict: Verdict
     text: str
     """The fact, without its full stop."""
-    advice: str
+    advice: str = ""
     """The next step; empty when none is needed."""
 
 
-def ok(text: str) -> Finding:
-    return Finding("", "ok", text, "")
-
-
-def note(text: str, advice: str = "") -> Finding:
-    return Finding("", "note", text, advice)
-
-
-def wrong(text: str, advice: str = "") -> Finding:
-    return Finding("", "wrong", text, advice)
+ok, note, wrong = (partial(Finding, "", verdict) for verdict in get_args(Verdict))
 
 
 @dataclass

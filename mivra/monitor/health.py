@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, get_args
 
 from mivra.cache.remote import RemoteTier
 from mivra.config import ROOT, Settings
@@ -77,7 +77,7 @@ class Health:
         with self._lock:
             if self._last is None or self.clock() - self._last[0] >= KEPT_S:
                 checks = tuple(self._examine())
-                worst: Verdict = max((one.verdict for one in checks), key=["ok", "note", "wrong"].index)
+                worst: Verdict = max((one.verdict for one in checks), key=get_args(Verdict).index)
                 self._last = self.clock(), HealthReport(datetime.now(UTC), worst, checks)
             return self._last[1]
 
@@ -99,7 +99,7 @@ class Health:
             if not answer.done():
                 yield Finding(name, "wrong", f"no answer within {BOUND_S:.0f} s", "it is asked again")
             elif error := answer.exception():
-                yield Finding(name, "wrong", f"the check failed: {type(error).__name__}: {error}", "")
+                yield Finding(name, "wrong", f"the check failed: {type(error).__name__}: {error}")
             else:
                 yield from answer.result()
 
