@@ -75,13 +75,10 @@ def cookies(case: Case) -> Iterator[Finding]:
     file = case.settings.home / "cookie_secret"
     if case.settings.cookie_secret:
         yield ok("signed with MIVRA_COOKIE_SECRET")
+    elif file.exists() and file.stat().st_mode & 0o077:
+        yield wrong(f"others may read {file}", "remove it, so that a new one is made, and everybody signs in again")
     elif file.exists():
-        is_private = not file.stat().st_mode & 0o077
-        yield (
-            ok("signed with a file that only its owner reads")
-            if is_private
-            else wrong(f"others may read {file}", "remove it, so that a new one is made, and everybody signs in again")
-        )
+        yield ok("signed with a file that only its owner reads")
     elif case.signs_in:
         yield note(f"their secret is made at the first start, in {file}; several machines need MIVRA_COOKIE_SECRET")
 
