@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from mivra.web import access
 from mivra.web.access import Person
 
-ANA = Person(UUID(int=1), "ana@example.com", "operator", signed_in=True)
+ANA = Person(UUID(int=1), "ana@example.com", "operator")
 
 
 def part() -> None:
