@@ -18,6 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from mivra.store.migrate import migrate
 from mivra.store.postgres import PostgresStore
 from tests.pgbouncer import open_store, pooled_run
+from tests.support import quick_folder, server_processes, wait_until
 
 if TYPE_CHECKING:
     from tests.supabase.project import Project
@@ -36,10 +37,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
         return
     from mivra.store import embedded  # noqa: PLC0415 - only when it is used
 
-    running = embedded.start(tmp_path_factory.mktemp("servers"))
-    with pooled_run(running.database_url):
-        yield running.database_url, running.redis_url
-    running.close()
+    with quick_folder(tmp_path_factory.mktemp("servers")) as home:
+        running = embedded.start(home)
+        with pooled_run(running.database_url):
+            yield running.database_url, running.redis_url
+        running.close()
+        wait_until(lambda: not server_processes(home), what="the servers of this run have stopped")
 
 
 @pytest.fixture(scope="session")
