@@ -10,9 +10,9 @@ run: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# What asks the database, once more through PgBouncer in transaction mode.
+# What asks the database, once more through PgBouncer in transaction mode; a long file is shared by the workers.
 test-pooled: .venv/installed
-	MIVRA_TEST_POOLED=1 $(BIN)/python -m pytest tests/integration/test_bot_process.py tests/integration/test_control.py \
+	MIVRA_TEST_POOLED=1 $(BIN)/python -m pytest --dist worksteal tests/integration/test_bot_process.py tests/integration/test_control.py \
 		tests/integration/test_control_model.py tests/integration/test_control_rules.py tests/integration/test_figures.py \
 		tests/integration/test_roles.py tests/integration/test_sample.py tests/integration/test_schema.py \
 		tests/integration/test_trade_events.py
