@@ -66,7 +66,7 @@ def migrations(case: Case) -> Iterator[Finding]:
         missing = pending(case.store)
     except MigrationError as error:
         # With a code, in the database's own words: there is nothing of ours.
-        yield wrong("there are no tables yet", MIGRATE) if error.code else wrong(str(error))
+        yield wrong("there are no tables yet", MIGRATE) if error.code else wrong(*str(error).split("; ", 1))
         return
     if missing:
         yield wrong(f"{len(missing)} are not applied, from {missing[0]}", MIGRATE)

@@ -18,7 +18,7 @@ from mivra.control.pulse import Pulse
 from mivra.control.signals import Signals
 from mivra.errors import Conflict, StoreError, StoreTimeout, StoreUnavailable
 from mivra.monitor.alerts import Firing
-from mivra.monitor.levels import Level, burning, load_levels, sample, standing
+from mivra.monitor.levels import Level, burn_rates, burning, load_levels, sample, standing
 from mivra.monitor.meter import Meter
 from mivra.monitor.readings import Readings
 from mivra.monitor.timings import write_history
@@ -165,9 +165,9 @@ class Evaluator:
     def _burning(self) -> list[Firing]:
         found = []
         for level in self._levels:
-            if severity := burning(level, self._meter):
-                stands = standing(level, self._meter)
-                rate = max(rate for rate in stands.burn.values() if rate is not None)
+            rates = burn_rates(level, self._meter)
+            if severity := burning(level, rates):
+                stands, rate = standing(level, self._meter), max(rate for rate in rates.values() if rate is not None)
                 value = "" if stands.value is None else f"Now {stands.value:.4g} {stands.unit}; "
                 detail = f"{value}its error budget is used up {rate:.1f} times too fast"
                 title = f"Service level missed: {level.title}"

@@ -124,9 +124,8 @@ def burn_rates(level: Level, meter: Meter) -> dict[int, float | None]:
     return rates
 
 
-def burning(level: Level, meter: Meter) -> Severity | None:
-    """Whether a person is told; None also for a level that is only shown (alert = false)."""
-    rates = burn_rates(level, meter)
+def burning(level: Level, rates: Mapping[int, float | None]) -> Severity | None:
+    """Whether a person is told of these burn rates; None also for a level that is only shown (alert = false)."""
     for severity, (rate, *windows) in ALERTS.items():
         if level.alert and all((rates[window_s] or 0.0) >= rate for window_s in windows):
             return severity

@@ -173,7 +173,7 @@ class Meter:
     def _write(self, client: redis.Redis) -> bytes:
         """Write what is unsent; the number of the last write that the server had all of."""
         mark = f"{KEYS}:{self._process}"
-        with client.pipeline(transaction=False) as pipe:
+        with client.pipeline() as pipe:
             pipe.get(mark)
             for bucket, names in self._unsent.items():
                 own = self._own[bucket]

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC
 from html import escape
@@ -90,17 +91,15 @@ class Courier:
 
     def _post(self, message: Row) -> str | None:
         """Why it did not arrive; None when it did."""
-        loop = asyncio.SelectorEventLoop()
         try:
-            status = loop.run_until_complete(asyncio.wait_for(_status(str(self._url), message), CALL_S))
+            with closing(asyncio.SelectorEventLoop()) as loop:
+                # A lookup of a name that hangs is not waited for, as it would be by asyncio.run().
+                status = loop.run_until_complete(asyncio.wait_for(_status(str(self._url), message), CALL_S))
+                loop.run_until_complete(loop.shutdown_asyncgens())
             error = None if httpx.codes.is_success(status) else f"The webhook answered with status {status}"
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
-            # By its name alone: what it says may hold the address.
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as fault:
+            # By its name alone: what it says may hold the address. ValueError: a proxy or a name that makes no sense.
             error = f"The webhook was not reached: {type(fault).__name__}"
-        finally:
-            # A lookup of a name that hangs is not waited for, as it would be by asyncio.run().
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
         if error:
             log.warning("%s (alert %s)", error, message["name"])
         return error

@@ -165,6 +165,6 @@ def said(call: SlowCall, zone: str) -> Sequence[str]:
         f"At {fmt.clock(call.at, zone)}",
         f"took {fmt.duration_ms(call.seconds * 1000)}, more than {fmt.duration_ms(call.limit_s * 1000)}",
         f"waited {fmt.duration_ms(call.waited_s * 1000)} for a connection",
-        "1 row" if call.rows == 1 else f"{call.rows:,} rows",
+        fmt.counted(call.rows, "row"),
     ]
     return [*parts, fmt.plain(call.error)] if call.error else parts

@@ -186,7 +186,7 @@ def test_a_schema_of_another_release_is_wrong(scene: Scene) -> None:
     assert line.text.startswith("1 are not applied, from ")
     assert "clock" not in [check.name for check in scene.checks()]
     scene.world.sql("insert into mivra_migrations (name, checksum) values ('9999_newer', 'x')")
-    assert scene.line("migrations").text.rpartition("; ")[2].startswith("upgrade")
+    assert scene.line("migrations").advice.startswith("upgrade")
 
 
 def test_a_clock_that_is_wrong_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mivra.cache.remote import RemoteTier
 from mivra.errors import ConfigError
-from mivra.monitor.levels import Level, Ratio, Sampled, Times, burning, load_levels, sample, standing
+from mivra.monitor.levels import Level, Ratio, Sampled, Times, burn_rates, burning, load_levels, sample, standing
 from mivra.monitor.meter import Meter
 
 MIDNIGHT = 1_800_057_600.0
@@ -120,7 +120,7 @@ def test_nothing_is_said_of_what_was_not_counted(meter: Meters) -> None:
         found = standing(level, meter)
         assert (found.good, found.total, found.share, found.value, found.met) == (0, 0, None, None, None)
         assert set(found.burn.values()) == {None}
-        assert burning(level, meter) is None
+        assert burning(level, burn_rates(level, meter)) is None
 
 
 def test_a_share_is_judged_from_the_least_number_of_events_on(meter: Meters) -> None:
@@ -215,7 +215,7 @@ def test_a_fast_burn_is_critical_while_it_lasts(meter: Meters) -> None:
         meter.hits(20, 80)
     found = standing(HITS, meter)
     assert found.burn[300] == pytest.approx(16)
-    assert burning(HITS, meter) == "critical"
+    assert burning(HITS, burn_rates(HITS, meter)) == "critical"
     # Over: the hour is still bad, its last minutes are not.
     for _ in range(6):
         meter.go(60)
@@ -223,7 +223,7 @@ def test_a_fast_burn_is_critical_while_it_lasts(meter: Meters) -> None:
     found = standing(HITS, meter)
     assert found.burn[3_600] == pytest.approx(14.4)
     assert found.burn[300] == 0
-    assert burning(HITS, meter) == "warning"
+    assert burning(HITS, burn_rates(HITS, meter)) == "warning"
 
 
 def test_a_slow_burn_is_a_warning_while_it_lasts(meter: Meters) -> None:
@@ -232,10 +232,10 @@ def test_a_slow_burn_is_a_warning_while_it_lasts(meter: Meters) -> None:
         meter.hits(65, 35)
     found = standing(HITS, meter)
     assert found.burn[21_600] == pytest.approx(7)
-    assert burning(HITS, meter) == "warning"
+    assert burning(HITS, burn_rates(HITS, meter)) == "warning"
     meter.go(1_860)
     meter.hits(100, 0)
-    assert burning(HITS, meter) is None
+    assert burning(HITS, burn_rates(HITS, meter)) is None
 
 
 def test_one_bad_moment_of_a_good_hour_alerts_nobody(meter: Meters) -> None:
@@ -246,21 +246,21 @@ def test_one_bad_moment_of_a_good_hour_alerts_nobody(meter: Meters) -> None:
     found = standing(HITS, meter)
     assert found.burn[300] is not None
     assert found.burn[300] > 10
-    assert burning(HITS, meter) is None
+    assert burning(HITS, burn_rates(HITS, meter)) is None
 
 
 def test_few_events_alert_nobody_and_one_bad_one_of_late_keeps_an_alert_open(meter: Meters) -> None:
     meter.hits(0, 99)
-    assert burning(HITS, meter) is None
+    assert burning(HITS, burn_rates(HITS, meter)) is None
     meter.go(600)
     meter.hits(0, 1)
-    assert burning(HITS, meter) == "critical"
+    assert burning(HITS, burn_rates(HITS, meter)) == "critical"
     meter.go(301)
     meter.hits(0, 0)
-    assert burning(HITS, meter) == "warning"
+    assert burning(HITS, burn_rates(HITS, meter)) == "warning"
 
 
 def test_a_level_that_is_only_shown_alerts_nobody(meter: Meters) -> None:
     meter.hits(0, 500)
-    assert burning(HITS, meter) == "critical"
-    assert burning(msgspec.structs.replace(HITS, alert=False), meter) is None
+    assert burning(HITS, burn_rates(HITS, meter)) == "critical"
+    assert burning(msgspec.structs.replace(HITS, alert=False), burn_rates(HITS, meter)) is None

@@ -199,16 +199,18 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     over, is_left = threading.Event(), threading.Event()
 
     def hang(*_: object) -> list[Any]:
-        over.wait()
+        over.wait(60)
         is_left.set()
         raise socket.gaierror
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     deliveries = Deliveries(START)
-    courier(deliveries, f"https://hooks.example.com/{SECRET}").deliver()
-    assert deliveries.settled[0]["error"] == "The webhook was not reached: TimeoutError"
-    assert not is_left.is_set()
-    over.set()
+    try:
+        courier(deliveries, f"https://hooks.example.com/{SECRET}").deliver()
+        assert deliveries.settled[0]["error"] == "The webhook was not reached: TimeoutError"
+        assert not is_left.is_set()
+    finally:
+        over.set()
     assert is_left.wait(60)
 
 
