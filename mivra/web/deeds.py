@@ -63,8 +63,10 @@ def button(deed: Deed, label: str = "", **options: Any) -> None:
 
 def draw() -> None:
     """The open dialog, or what the last one did; once a page, at its end."""
-    if done := st.session_state.pop("deed_done", None):
+    if done := st.session_state.get("deed_done"):
         st.toast(done, icon=":material/check_circle:", duration="long")
+        # Only now: a run that ends because the page is drawn anew ends before its toast is sent.
+        del st.session_state["deed_done"]
     if opened := st.session_state.get("deed"):
         deed: Deed = opened[0]
         st.dialog(f"{deed.label}?", icon=deed.icon, on_dismiss=_forget)(_form)(*opened)

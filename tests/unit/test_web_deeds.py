@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
+from typing import Any
 
 import pytest
+import streamlit as st
+from streamlit.runtime.scriptrunner import StopException
 from streamlit.testing.v1 import AppTest
 from structlog.contextvars import get_contextvars
 
@@ -41,6 +44,24 @@ def test_it_is_done_with_what_was_said_and_the_dialog_is_closed() -> None:
     assert done == [Said("it", "why not", REQUEST)]
     assert [toast.value for toast in app.toast] == ["It is done."]
     assert not app.button
+
+
+def test_what_was_done_is_said_by_the_next_run_when_one_is_ended_before_its_toast_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said, sent = iter([StopException(), None]), st.toast
+
+    def toast(*args: Any, **options: Any) -> None:
+        if ended := next(said):
+            raise ended
+        sent(*args, **options)
+
+    monkeypatch.setattr(st, "toast", toast)
+    app = open_deed(Deed("Do it", "", "It will be.", partial(note, [])))
+    app.button[0].click().run()
+    assert not app.toast
+    assert [toast.value for toast in app.run().toast] == ["It is done."]
+    assert not app.run().toast
 
 
 @pytest.mark.parametrize(("word", "ready"), [("", False), ("kill it", False), ("Kill", False), ("kill", True)])
